@@ -1,0 +1,41 @@
+"""One contract for `DeviceMesh` on every torch release from 2.6 on.
+
+Importing this package picks the era of the installed torch (`gate.py`); every private name of torch that the project
+relies on is used in here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from automodel_mesh.compat.create import init_device_mesh
+from automodel_mesh.compat.derive import concatenate, flatten, slice_mesh, unflatten
+from automodel_mesh.compat.gate import ERA_NAME
+from automodel_mesh.compat.lookup import (
+    flattened_meshes,
+    get_coordinate,
+    get_group,
+    get_root_mesh,
+    reset_mesh_registry,
+)
+from automodel_mesh.compat.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
+from automodel_mesh.compat.worlds import init_fake_world, live_meshes, live_process_groups
+
+__all__ = [
+    "ERA_NAME",
+    "MINIMUM_TORCH",
+    "NEWEST_TESTED_TORCH",
+    "TORCH_VERSION",
+    "concatenate",
+    "flatten",
+    "flattened_meshes",
+    "get_coordinate",
+    "get_group",
+    "get_root_mesh",
+    "init_device_mesh",
+    "init_fake_world",
+    "live_meshes",
+    "live_process_groups",
+    "reset_mesh_registry",
+    "slice_mesh",
+    "torch_at_least",
+    "unflatten",
+]

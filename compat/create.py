@@ -1,0 +1,106 @@
+"""Creating a root mesh."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._python_dispatch import _disable_current_modes
+
+from automodel_mesh.compat.axes import native_axes
+from automodel_mesh.compat.errors import MeshArgumentError
+from automodel_mesh.compat.family import Family, start_family
+from automodel_mesh.compat.gate import era
+from automodel_mesh.compat.groups import GroupTable
+from automodel_mesh.compat.requests import (
+    BackendChoice,
+    group_specs,
+    requested_names,
+    requested_sizes,
+    require_same_length,
+)
+
+
+def init_device_mesh(
+    device_type: str,
+    mesh_shape: Sequence[int],
+    *,
+    mesh_dim_names: Sequence[str] | None = None,
+    backend_override: Mapping[int | str, BackendChoice] | None = None,
+) -> DeviceMesh:
+    """Build a root mesh over the first ranks of the world.
+
+    Called on every rank of the world, with the same arguments. The default process group is initialised from the
+    environment if there is none, and an accelerator that was not selected yet is selected (`LOCAL_RANK`, else the
+    rank modulo the number of devices).
+
+    Each distinct set of ranks gets one process group: the whole world uses the default group, all axes of size 1
+    share one group of a single rank, and nothing is made for a set that has its group.
+
+    Args:
+        device_type: `"cpu"`, `"cuda"` or another device type of torch, without an index.
+        mesh_shape: the size of each axis, integers of at least 1; their product is at most the world size.
+        mesh_dim_names: a distinct name for each axis; `None` for a mesh without names.
+        backend_override: for an axis, by index or name: a backend, its options, or both as a pair. An axis with an
+            override gets groups of its own. The mapping is not changed (torch empties it).
+
+    Returns:
+        The mesh. On a rank outside of it, a mesh whose coordinate is `None`.
+
+    Raises:
+        ValueError: sizes, names or override do not fit together, or the mesh is larger than the world.
+        TypeError: a size that is not an integer, a name that is not a string.
+
+    Torch releases:
+        2.6 - 2.8 have no `backend_override`, and every release makes a group for each axis, those of one rank
+        included; here all releases behave as described.
+
+    Source:
+        `torch.distributed.device_mesh.init_device_mesh`.
+    """
+    what = "init_device_mesh"
+    if not isinstance(device_type, str) or not device_type.isalpha():
+        raise MeshArgumentError(
+            f"{what}: device_type is a name without an index, such as 'cpu' or 'cuda', got {device_type!r}."
+        )
+    shape = requested_sizes(mesh_shape, what)
+    names = None if mesh_dim_names is None else requested_names(mesh_dim_names, what)
+    if names is not None:
+        require_same_length(shape, names, what)
+    specs = group_specs(backend_override, len(shape), names)
+    _join_world(device_type)
+    _require_fit(shape)
+
+    axes = native_axes(shape)
+    table = GroupTable(range(math.prod(shape)))
+    labels = names or [f"dim_{dim}" for dim in range(len(shape))]
+    found = [table.find_or_make(axis, spec, label) for axis, spec, label in zip(axes, specs, labels, strict=True)]
+    with _disable_current_modes():
+        mesh = era.make_root(device_type, shape, names, [group for group in found if group is not None])
+    start_family(Family(mesh, table))
+    return mesh
+
+
+def _join_world(device_type: str) -> None:
+    if not dist.is_initialized():
+        dist.init_process_group()
+    # The fake backend stands for machines that are not here, so there is no device to select.
+    if device_type == "cpu" or dist.get_backend() == "fake":
+        return
+    device = torch.get_device_module(device_type)
+    if device.is_initialized() or device.device_count() == 0:
+        return
+    local_rank = os.environ.get("LOCAL_RANK")
+    device.set_device(int(local_rank) if local_rank is not None else dist.get_rank() % device.device_count())
+
+
+def _require_fit(shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > dist.get_world_size():
+        raise MeshArgumentError(
+            f"a mesh of shape {shape} has {math.prod(shape)} ranks, but the world has {dist.get_world_size()}: make "
+            "an axis smaller or start more ranks."
+        )

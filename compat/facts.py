@@ -1,0 +1,26 @@
+"""Small differences inside an era: each with its reason, and when it can go."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from automodel_mesh.compat.support import torch_at_least
+
+LAYOUT_IS_A_LIST_OF_AXES: Final = torch_at_least("2.13")
+"""2.13 split `_MeshLayout` into a list of `_FlatLayout`s; before it is one nested pair of sizes and strides.
+
+Delete when the floor reaches 2.13: keep the newer branch."""
+
+SIZE_ONE_STRIDE: Final = 1 if torch_at_least("2.11") else 0
+"""The stride torch gives a layout that folded to a single rank: CuTe's 0 in 2.10, 1 from 2.11 on.
+
+Only equality with torch's own meshes depends on it. Delete when the floor reaches 2.13."""
+
+ROOT_HOLDS_ITS_GROUPS: Final = torch_at_least("2.11")
+"""2.11 gave the root mesh `_pg_registry`, where `torch.compile` looks process groups up by name.
+
+Delete when the floor reaches 2.11: always fill it."""
+
+PRESERVES_RANK_ORDER: Final = torch_at_least("2.15")
+"""2.15 gave `DeviceMesh` the keyword `preserve_rank_order`, which derived meshes inherit and which takes part in
+equality. Delete when the floor reaches 2.15: always pass it on."""

@@ -1,0 +1,191 @@
+"""What is remembered of a root mesh and of everything derived from it.
+
+All of it hangs on the mesh objects: a table beside them would have to be keyed by mesh equality, which confuses
+unrelated meshes over the same ranks, and would keep dropped meshes alive.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._python_dispatch import _disable_current_modes
+
+from automodel_mesh.compat.axes import Axis, first_position, offsets
+from automodel_mesh.compat.errors import MeshArgumentError, ProcessGroupDestroyedError, RankNotInMeshError
+from automodel_mesh.compat.gate import era
+from automodel_mesh.compat.groups import GroupSpec, GroupTable
+from automodel_mesh.compat.worlds import current_world
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_FAMILY = "_automodel_mesh_family"
+_LOOKUPS = "_automodel_mesh_lookups"
+
+
+class StaysHere:
+    """Kept on a mesh and left behind when the mesh is pickled or copied: an empty dictionary travels in its place."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # A class that every torch lets into a checkpoint (`torch.load(..., weights_only=True)`), without our package.
+        return OrderedDict, ()
+
+
+class Lookups(StaysHere):
+    """The answers a mesh has given, good for as long as the world they were given in."""
+
+    def __init__(self, world: weakref.ref[ProcessGroup]) -> None:
+        self.world = world
+        self.slices: dict[Any, DeviceMesh] = {}
+
+
+class Family(StaysHere):
+    """A root mesh, the groups of all its axes, and the meshes derived from it."""
+
+    def __init__(self, root: DeviceMesh, groups: GroupTable | None = None) -> None:
+        world = current_world()
+        if world is None:
+            raise ProcessGroupDestroyedError(
+                f"{root} cannot be used: torch.distributed is not initialised. Call init_process_group, then build "
+                "the mesh."
+            )
+        self.root = root
+        self.world = weakref.ref(world)
+        self.groups = groups or GroupTable(_ranks_of(root))
+        self.unflattened: dict[str, set[Axis]] = {}
+        # Groups that we made have the right ranks; those that torch made are compared with the mesh at each use.
+        self._made_here = groups is not None
+        self._derived: dict[Any, DeviceMesh] = {}
+
+    def along(self, mesh: DeviceMesh, dim: int) -> ProcessGroup:
+        """Return the process group along an axis of a mesh of the family.
+
+        Raises:
+            RankNotInMeshError: this rank has none.
+            ProcessGroupDestroyedError: it was destroyed.
+            MeshArgumentError: torch made the mesh, and the group has other ranks than the mesh shows.
+        """
+        self.require_member(mesh)
+        group = native_group(mesh, dim)
+        if not self._made_here:
+            self._require_ranks(mesh, dim, group)
+        return group
+
+    def require_member(self, mesh: DeviceMesh) -> None:
+        """Refuse a request about a mesh that this rank is not in."""
+        if mesh.get_coordinate() is None:
+            raise RankNotInMeshError(
+                f"rank {dist.get_rank()} is not in {mesh}, which has the ranks {_few(self.groups.ranks)}: only those have "
+                "slices and process groups of it. Ask on those ranks only."
+            )
+
+    def derive(
+        self, axes: tuple[Axis, ...], names: tuple[str, ...], groups: Sequence[ProcessGroup], parent: DeviceMesh
+    ) -> DeviceMesh:
+        """Return the mesh with these axes over these groups: the one there is, else a new one."""
+        key = (axes, names, tuple(group.group_name for group in groups), id(era.registered_root_of(parent)))
+        mesh = self._derived.get(key)
+        if mesh is None:
+            # What is remembered must be real, also when the request comes from inside a fake tensor mode.
+            with _disable_current_modes():
+                mesh = era.make_derived(self.root, axes, names, groups, parent)
+            mesh = self._derived.setdefault(key, mesh)
+        return mesh
+
+    def make_groups(self, axes: Sequence[Axis], names: Sequence[str], specs: Sequence[GroupSpec]) -> list[ProcessGroup]:
+        """Find or make this rank's groups along some axes; empty where the rank is outside. On every rank together."""
+        found = [
+            self.groups.find_or_make(axis, spec, name) for axis, name, spec in zip(axes, names, specs, strict=True)
+        ]
+        return [group for group in found if group is not None]
+
+    def adopt_groups(self) -> None:
+        """Take in the groups that torch made for the root and its flattened axes, to share them."""
+        # Groups of torch's making are shared only where they are of the default kind: all ranks see that alike.
+        default = dist.get_backend()
+        meshes = [self.root, *era.flattened(self.root).values()]
+        for mesh in meshes if self.root.get_coordinate() is not None else ():
+            for dim, axis in enumerate(era.axes_of(mesh)):
+                group = native_group(mesh, dim)
+                if dist.get_backend(group) == default:
+                    self.groups.adopt(axis, group)
+
+    def _require_ranks(self, mesh: DeviceMesh, dim: int, group: ProcessGroup) -> None:
+        axis = era.axes_of(mesh)[dim]
+        start = first_position([axis], self.groups.ranks.index(dist.get_rank()))
+        shown = [self.groups.ranks[start + step] for step in offsets(axis)]
+        found = dist.get_process_group_ranks(group)
+        if shown != found:
+            raise MeshArgumentError(
+                f"axis {dim} of {mesh} shows the ranks {_few(shown)}, but its process group has {_few(found)}: a "
+                "collective would not match the mesh. Build the mesh over ranks in ascending order."
+            )
+
+
+def family_of(mesh: DeviceMesh) -> Family:
+    """Return the family of any mesh, taking in the families that torch made.
+
+    Raises:
+        TypeError: `mesh` is no `DeviceMesh`.
+        ProcessGroupDestroyedError: the world of the mesh is gone.
+    """
+    root = era.root_of(require_mesh(mesh))
+    family = root.__dict__.get(_FAMILY)
+    if not isinstance(family, Family):  # torch made the root, or it was copied or unpickled
+        family = start_family(Family(root))
+        family.adopt_groups()
+    if family.world() is not current_world():
+        raise ProcessGroupDestroyedError(
+            f"{mesh} was made in a world of process groups that has been destroyed since: build the mesh again after "
+            "init_process_group."
+        )
+    return family
+
+
+def start_family(family: Family) -> Family:
+    """Hang the books of a root mesh on it."""
+    family.root.__dict__[_FAMILY] = family
+    return family
+
+
+def lookups_of(mesh: DeviceMesh, family: Family) -> Lookups:
+    """Return the answers remembered on a mesh, none where they are of another world."""
+    lookups = mesh.__dict__.get(_LOOKUPS)
+    if not isinstance(lookups, Lookups) or lookups.world is not family.world:
+        lookups = mesh.__dict__[_LOOKUPS] = Lookups(family.world)
+    return lookups
+
+
+def require_mesh(mesh: object) -> DeviceMesh:
+    """Refuse anything that is not a `DeviceMesh`."""
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(f"expected a torch DeviceMesh, got {type(mesh).__name__}: {mesh!r}")
+    return mesh
+
+
+def native_group(mesh: DeviceMesh, dim: int) -> ProcessGroup:
+    """Return the group torch keeps for a dim, with one error for a destroyed group on every release."""
+    try:
+        return mesh.get_group(dim)
+    except (RuntimeError, TypeError) as error:  # TypeError: how 2.6 and 2.7 say that they found none
+        raise ProcessGroupDestroyedError(
+            f"the process group along axis {dim} of {mesh} does not exist: it was destroyed, or the mesh was made "
+            "without groups. Build the mesh again."
+        ) from error
+
+
+def _ranks_of(root: DeviceMesh) -> tuple[int, ...]:
+    with _disable_current_modes():
+        return tuple(root.mesh.flatten().tolist())
+
+
+def _few(ranks: Sequence[int]) -> str:
+    shown = ", ".join(str(rank) for rank in ranks[:8])
+    return f"{shown}, ... ({len(ranks)} in all)" if len(ranks) > 8 else shown
+
+

@@ -1,0 +1,137 @@
+"""Looking things up: the root, the flattened axes, a process group, a coordinate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from torch.distributed.device_mesh import DeviceMesh
+
+from automodel_mesh.compat.errors import MeshArgumentError, UnknownAxisError
+from automodel_mesh.compat.family import family_of, require_mesh
+from automodel_mesh.compat.gate import era
+from automodel_mesh.compat.requests import dim_index
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def get_root_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """Return the mesh that this one was derived from, through any number of steps.
+
+    Args:
+        mesh: any mesh: a root, a slice, a slice of a slice, a flattened, unflattened or concatenated mesh.
+
+    Returns:
+        The root itself, the identical object, in any thread; a root returns itself.
+
+    Raises:
+        TypeError: `mesh` is no `DeviceMesh`.
+
+    Torch releases:
+        2.6 - 2.9 find the root of a mesh that is equal to this one, in the thread that made it; on 2.9 the root of a
+        slice of a slice is its immediate parent. Here all releases behave as described, except for slices that torch
+        made before this package was imported: below 2.10 those are still found by equality.
+
+    Source:
+        `torch.distributed.device_mesh.DeviceMesh._get_root_mesh`.
+    """
+    return era.root_of(require_mesh(mesh))
+
+
+def flattened_meshes(mesh: DeviceMesh) -> Mapping[str, DeviceMesh]:
+    """Return the flattened axes of the family of a mesh.
+
+    Args:
+        mesh: any mesh.
+
+    Returns:
+        A read-only view, name -> 1-D mesh, in the order they were made; it follows what is flattened later.
+
+    Raises:
+        TypeError: `mesh` is no `DeviceMesh`.
+
+    Torch releases:
+        kept in the module's registry up to 2.9, on the root from 2.10 on.
+
+    Source:
+        `torch.distributed.device_mesh.DeviceMesh._flatten_mapping`.
+    """
+    return MappingProxyType(era.flattened(get_root_mesh(mesh)))  # type: ignore[arg-type]
+
+
+def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGroup:
+    """Return the process group along an axis.
+
+    Args:
+        mesh: any mesh.
+        mesh_dim: an axis of the mesh by index (negative ones count from the end) or name, or the name of a flattened
+            axis of its family; `None` for the only axis of a 1-D mesh.
+
+    Returns:
+        The group this rank belongs to; its ranks are those the mesh shows along the axis.
+
+    Raises:
+        UnknownAxisError: (a `KeyError`) no axis of that name; the message lists those there are.
+        ValueError: an index out of range, or `None` for a mesh of several axes.
+        RankNotInMeshError: this rank is outside the mesh.
+        ProcessGroupDestroyedError: the group, or the world of the mesh, is gone.
+
+    Torch releases:
+        a rank outside the mesh gets a bare `IndexError`, a destroyed group a `TypeError` on 2.6 and 2.7. Here all
+        releases behave as described.
+
+    Source:
+        `torch.distributed.device_mesh.DeviceMesh.get_group`.
+    """
+    family = family_of(mesh)
+    if mesh_dim is None:
+        if mesh.ndim != 1:
+            raise MeshArgumentError(f"{mesh} has {mesh.ndim} axes: say which one, by name or index.")
+        return family.along(mesh, 0)
+    own = mesh.mesh_dim_names or ()
+    if isinstance(mesh_dim, str) and mesh_dim not in own:
+        folded = era.flattened(family.root)
+        if mesh_dim not in folded:
+            raise UnknownAxisError(
+                f"no axis {str.__str__(mesh_dim)!r}: this mesh has the axes {list(own)}, and its family the flattened "
+                f"axes {list(folded)}. Ask for one of these, or make it with flatten."
+            )
+        return family.along(folded[mesh_dim], 0)
+    return family.along(mesh, dim_index(mesh, mesh_dim))
+
+
+def get_coordinate(mesh: DeviceMesh) -> tuple[int, ...] | None:
+    """Return the place of this rank in a mesh.
+
+    Args:
+        mesh: any mesh.
+
+    Returns:
+        One index for each axis, always as a tuple; `None` where this rank is outside the mesh.
+
+    Raises:
+        TypeError: `mesh` is no `DeviceMesh`.
+
+    Torch releases:
+        a list up to 2.10, a tuple from 2.11 on.
+
+    Source:
+        `torch.distributed.device_mesh.DeviceMesh.get_coordinate`.
+    """
+    coordinate = require_mesh(mesh).get_coordinate()
+    return None if coordinate is None else tuple(coordinate)
+
+
+def reset_mesh_registry() -> bool:
+    """Forget all meshes of this process; meant for tests that run one after the other in one process.
+
+    Returns:
+        `True` where there is a registry to forget (2.6 - 2.9), `False` where torch keeps nothing beside the meshes
+        themselves and there is nothing to do (2.10 and newer).
+
+    Torch releases:
+        2.6 - 2.9: derived meshes that torch itself made are roots of their own afterwards.
+    """
+    return era.forget_meshes()

@@ -1,0 +1,187 @@
+"""torch 2.6 - 2.9: a module-level registry keeps the books, keyed by mesh equality, one copy for each thread.
+
+That registry confuses unrelated meshes over the same ranks, is empty in every thread but the one that made a mesh,
+and keeps each mesh alive for ever. So its three tables are replaced, when this module is imported, by tables that
+look the same to torch and keep each entry on the mesh it is about, as torch does itself from 2.10 on. These releases
+are final: nothing moves under this code any more. Delete the module when the floor reaches 2.10.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
+
+from automodel_mesh.compat.axes import Axis, axis_size, first_position, fold, native_axes, offsets
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_ROOT = "_automodel_mesh_root"
+_AXES = "_automodel_mesh_axes"
+
+
+class _TableOnMeshes(MutableMapping[DeviceMesh, Any]):
+    """One table of the registry, its entries kept on the meshes, by identity and for every thread."""
+
+    def __init__(self, name: str) -> None:
+        self._attribute = f"_automodel_mesh_registry_{name}"
+        self._holders: weakref.WeakValueDictionary[int, DeviceMesh] = weakref.WeakValueDictionary()
+        # What torch entered before this module was imported, by equality, as torch looks it up.
+        self._earlier: dict[DeviceMesh, Any] = _mesh_resources.__dict__.get(name, {})
+
+    def __getitem__(self, mesh: DeviceMesh) -> Any:
+        try:
+            return mesh.__dict__[self._attribute]
+        except (KeyError, AttributeError):
+            return self._earlier[mesh]
+
+    def __setitem__(self, mesh: DeviceMesh, entry: Any) -> None:
+        mesh.__dict__[self._attribute] = entry
+        self._holders[id(mesh)] = mesh
+
+    def __delitem__(self, mesh: DeviceMesh) -> None:
+        if mesh.__dict__.pop(self._attribute, None) is None:
+            del self._earlier[mesh]
+        self._holders.pop(id(mesh), None)
+
+    def __iter__(self) -> Iterator[DeviceMesh]:
+        yield from list(self._holders.values())
+        yield from list(self._earlier)
+
+    def __len__(self) -> int:
+        return len(self._holders) + len(self._earlier)
+
+
+def _replace_table(name: str) -> _TableOnMeshes:
+    table = _TableOnMeshes(name)
+    # A property of the class, because the registry makes itself anew in every thread; what its constructor assigns
+    # there is an empty dictionary, so the setter has nothing to do.
+    setattr(type(_mesh_resources), name, property(lambda _: table, lambda _, __: None))
+    return table
+
+
+_roots = _replace_table("child_to_root_mapping")
+_flattened = _replace_table("root_to_flatten_mapping")
+_flattened_dims = _replace_table("flatten_name_to_root_dims")
+
+
+def root_of(mesh: DeviceMesh) -> DeviceMesh:
+    """Follow the registry to the true root: on 2.9 the root of a slice of a slice is its immediate parent."""
+    while True:
+        parent = mesh.__dict__.get(_ROOT) or _roots.get(mesh)
+        if parent is None or parent is mesh:
+            return mesh
+        mesh = parent
+
+
+def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
+    """Return the axes kept on a mesh of ours; those of torch's own slices are found by their names in the root."""
+    if _AXES in mesh.__dict__:
+        return mesh.__dict__[_AXES]
+    root = root_of(mesh)
+    of_root = native_axes(tuple(root.mesh.shape))
+    if mesh is root:
+        return of_root
+    by_name = dict(zip(root.mesh_dim_names or (), of_root, strict=True))
+    dims = _flattened_dims.get(root, {})
+    return tuple(
+        by_name[name] if name in by_name else fold(of_root[dim] for dim in dims[name])
+        for name in mesh.mesh_dim_names or ()
+    )
+
+
+def make_root(
+    device_type: str, shape: tuple[int, ...], names: tuple[str, ...] | None, groups: Sequence[ProcessGroup]
+) -> DeviceMesh:
+    """Make a root mesh without letting torch make its groups."""
+    ranks = torch.arange(math.prod(shape), dtype=torch.int, device="cpu").view(shape)
+    if groups:
+        return DeviceMesh.from_group(list(groups), device_type, ranks, mesh_dim_names=names)
+    return DeviceMesh(device_type, ranks, mesh_dim_names=names, _init_backend=False)
+
+
+def make_derived(
+    root: DeviceMesh,
+    axes: tuple[Axis, ...],
+    names: tuple[str, ...],
+    groups: Sequence[ProcessGroup],
+    parent: DeviceMesh,
+) -> DeviceMesh:
+    """Make the slice of the family that this rank is in; torch would make one mesh for every slice of the world."""
+    all_ranks = root.mesh.flatten().tolist()
+    start = first_position(axes, all_ranks.index(dist.get_rank()))
+    ranks = torch.tensor([all_ranks[start + step] for step in _steps(axes)], dtype=torch.int, device="cpu")
+    shape = tuple(axis_size(axis) for axis in axes)
+    mesh = DeviceMesh.from_group(list(groups), root.device_type, ranks.view(shape), mesh_dim_names=names)
+    mesh.__dict__[_ROOT] = root
+    mesh.__dict__[_AXES] = axes
+    _register_root(mesh, root, parent)
+    return mesh
+
+
+def flattened(root: DeviceMesh) -> Mapping[str, DeviceMesh]:
+    """Return the registry's table of a root."""
+    table: Mapping[str, DeviceMesh] = _flattened.setdefault(root, {})
+    return table
+
+
+def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
+    """Return the root that torch's own code sees, such as FSDP2's, which slices it by the names of the mesh's axes.
+
+    An axis that only an unflattened mesh has cannot be sliced from the true root by name, so torch sees an unflattened
+    mesh as a root of its own, and as that of everything derived from it.
+    """
+    root: DeviceMesh = _roots.get(mesh, mesh)
+    return root
+
+
+def register_flattened(root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh) -> None:
+    """Enter a flattened axis in the registry, for the true root and for the one that torch sees."""
+    seen = registered_root_of(parent)
+    for holder in {id(root): root, id(seen): seen}.values():
+        _flattened.setdefault(holder, {})[name] = mesh
+        dims = _dims_in(holder, parent)
+        if dims is not None:
+            _flattened_dims.setdefault(holder, {})[name] = dims
+            _roots[mesh] = holder
+
+
+def forget_meshes() -> bool:
+    """Clear the registry, also of what torch entered in it before this module was imported."""
+    for table in (_roots, _flattened, _flattened_dims):
+        table.clear()
+    return True
+
+
+def _steps(axes: tuple[Axis, ...]) -> list[int]:
+    # Not folded: the order of the axes is the order of the tensor.
+    return offsets(tuple(pair for axis in axes for pair in axis))
+
+
+def _register_root(mesh: DeviceMesh, root: DeviceMesh, parent: DeviceMesh) -> None:
+    for holder in (registered_root_of(parent), root):
+        if _axis_names(holder).issuperset(mesh.mesh_dim_names or ()):
+            _roots[mesh] = holder
+            return
+
+
+def _axis_names(holder: DeviceMesh) -> set[str]:
+    return {*(holder.mesh_dim_names or ()), *_flattened_dims.get(holder, {})}
+
+
+def _dims_in(holder: DeviceMesh, mesh: DeviceMesh) -> tuple[int, ...] | None:
+    """Return which dims of the holder a mesh consists of; `None` where an axis of it is not made of whole ones."""
+    names = mesh.mesh_dim_names or ()
+    if not _axis_names(holder).issuperset(names):
+        return None
+    native = holder.mesh_dim_names or ()
+    folded = _flattened_dims.get(holder, {})
+    return tuple(
+        dim for name in names for dim in ((native.index(name),) if name in native else folded[name])
+    )

@@ -1,0 +1,114 @@
+"""torch 2.10 and newer: a mesh knows its root, its layout over the root's ranks, and the root its flattened axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed._mesh_layout import _MeshLayout
+from torch.distributed.device_mesh import DeviceMesh
+
+from automodel_mesh.compat import facts
+from automodel_mesh.compat.axes import Axis
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def root_of(mesh: DeviceMesh) -> DeviceMesh:
+    """Return the root that torch itself keeps on the mesh."""
+    return mesh._get_root_mesh()
+
+
+def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
+    """Read the axes off torch's layout."""
+    layout = mesh._layout
+    return tuple(tuple(layout[dim].sizes_and_strides) for dim in range(len(layout)))
+
+
+def make_root(
+    device_type: str, shape: tuple[int, ...], names: tuple[str, ...] | None, groups: Sequence[ProcessGroup]
+) -> DeviceMesh:
+    """Make a root mesh without letting torch make its groups."""
+    ranks = torch.arange(_product(shape), dtype=torch.int, device="cpu").view(shape)
+    mesh = DeviceMesh(device_type, ranks, mesh_dim_names=names, _init_backend=False)
+    _attach(mesh, mesh, groups)
+    return mesh
+
+
+def make_derived(
+    root: DeviceMesh,
+    axes: tuple[Axis, ...],
+    names: tuple[str, ...],
+    groups: Sequence[ProcessGroup],
+    parent: DeviceMesh,
+) -> DeviceMesh:
+    """Make a mesh over the root's rank map.
+
+    By the constructor, not by slicing: from 2.14 on torch's own slicing imports `torch._dynamo`, 0.8 s and 150 MB.
+    """
+    inherited: dict[str, Any] = (
+        {"preserve_rank_order": root._preserve_rank_order} if facts.PRESERVES_RANK_ORDER else {}
+    )
+    mesh = DeviceMesh(
+        root.device_type,
+        _layout=_layout(axes),
+        _rank_map=root._rank_map,
+        mesh_dim_names=names,
+        _root_mesh=root,
+        _init_backend=False,
+        **inherited,
+    )
+    _attach(mesh, root, groups)
+    return mesh
+
+
+def flattened(root: DeviceMesh) -> Mapping[str, DeviceMesh]:
+    """Return the table that torch keeps on the root."""
+    return root._flatten_mapping
+
+
+def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
+    """Return the root that torch's own code sees: the true one, always."""
+    return root_of(mesh)
+
+
+def register_flattened(root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh) -> None:
+    """Enter a flattened axis in the root's table."""
+    root._flatten_mapping[name] = mesh
+
+
+def forget_meshes() -> bool:
+    """There is nothing to forget: everything is kept on the meshes."""
+    return False
+
+
+def _attach(mesh: DeviceMesh, root: DeviceMesh, groups: Sequence[ProcessGroup]) -> None:
+    mesh._dim_group_names = [group.group_name for group in groups]
+    if facts.ROOT_HOLDS_ITS_GROUPS:
+        root._pg_registry.update((group.group_name, group) for group in groups)
+
+
+def _layout(axes: tuple[Axis, ...]) -> _MeshLayout:
+    if facts.LAYOUT_IS_A_LIST_OF_AXES:
+        from torch.distributed._mesh_layout import _FlatLayout
+
+        return _MeshLayout(
+            [_FlatLayout(tuple(size for size, _ in axis), tuple(stride for _, stride in axis)) for axis in axes]
+        )
+    whole = [axis or ((1, facts.SIZE_ONE_STRIDE),) for axis in axes]
+    return _MeshLayout(
+        tuple(_nested(size for size, _ in axis) for axis in whole),
+        tuple(_nested(stride for _, stride in axis) for axis in whole),
+    )
+
+
+def _nested(numbers: Any) -> Any:
+    # A single pair stands bare in a layout, several stand in a tuple of their own.
+    found = tuple(numbers)
+    return found[0] if len(found) == 1 else found
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())

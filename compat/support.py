@@ -1,0 +1,67 @@
+"""Which torch releases are supported, which one is installed, and which era module serves it.
+
+The only place of the project where versions are compared.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import torch
+from packaging.version import Version
+
+from automodel_mesh.compat.errors import UnsupportedTorchError
+
+MINIMUM_TORCH: Final = Version("2.6")
+"""The oldest torch release this library supports."""
+
+NEWEST_TESTED_TORCH: Final = Version("2.15.0")
+"""The newest torch release the suite has run on; a newer one is accepted when its structure is known."""
+
+TORCH_VERSION: Final = Version(Version(torch.__version__).base_version)
+"""The installed release: `dev`, `rc`, `a0+git` and `+cu130` builds of X count as X."""
+
+ERAS: Final = (
+    (Version("2.6"), "since_2_06"),
+    (Version("2.10"), "since_2_10"),
+)
+"""First release of each era, oldest first, and the module of `automodel_mesh.compat` that serves it."""
+
+
+@cache
+def torch_at_least(release: str) -> bool:
+    """Tell whether the installed torch is this release or a newer one.
+
+    Args:
+        release: a release number such as `"2.10"` or `"2.9.1"`.
+
+    Returns:
+        `True` for the release itself, all its development, candidate and vendor builds, and everything newer.
+        The answer is remembered: asking again costs a dictionary access.
+
+    Raises:
+        packaging.version.InvalidVersion: `release` is not a version number.
+    """
+    return Version(release) <= TORCH_VERSION
+
+
+def era_name(version: Version) -> str:
+    """Name the era module that serves a torch release.
+
+    Args:
+        version: a torch release.
+
+    Returns:
+        The name of a module inside `automodel_mesh.compat`.
+
+    Raises:
+        UnsupportedTorchError: `version` is older than `MINIMUM_TORCH`.
+    """
+    served = [name for first, name in ERAS if first <= version]
+    if not served:
+        raise UnsupportedTorchError(
+            f"automodel-mesh found torch {torch.__version__}; it supports torch {MINIMUM_TORCH} and newer "
+            f"(tested up to {NEWEST_TESTED_TORCH}). Install a newer torch: pip install 'torch>={MINIMUM_TORCH}'."
+        )
+    return served[-1]
