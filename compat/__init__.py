@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from automodel_mesh.compat.create import init_device_mesh
 from automodel_mesh.compat.derive import concatenate, flatten, slice_mesh, unflatten
+from automodel_mesh.compat.errors import (
+    MeshArgumentError,
+    ProcessGroupDestroyedError,
+    RankNotInMeshError,
+    UnknownAxisError,
+    UnnamedMeshError,
+    UnsupportedTorchError,
+)
 from automodel_mesh.compat.gate import ERA_NAME
 from automodel_mesh.compat.lookup import (
     flattened_meshes,
@@ -17,14 +25,21 @@ from automodel_mesh.compat.lookup import (
     reset_mesh_registry,
 )
 from automodel_mesh.compat.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
-from automodel_mesh.compat.worlds import init_fake_world, live_meshes, live_process_groups
+from automodel_mesh.compat.worlds import find_process_group, init_fake_world, live_meshes, live_process_groups, register_fake_backend
 
 __all__ = [
     "ERA_NAME",
     "MINIMUM_TORCH",
+    "MeshArgumentError",
     "NEWEST_TESTED_TORCH",
+    "ProcessGroupDestroyedError",
+    "RankNotInMeshError",
     "TORCH_VERSION",
+    "UnknownAxisError",
+    "UnnamedMeshError",
+    "UnsupportedTorchError",
     "concatenate",
+    "find_process_group",
     "flatten",
     "flattened_meshes",
     "get_coordinate",
@@ -34,6 +49,7 @@ __all__ = [
     "init_fake_world",
     "live_meshes",
     "live_process_groups",
+    "register_fake_backend",
     "reset_mesh_registry",
     "slice_mesh",
     "torch_at_least",

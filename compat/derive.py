@@ -27,7 +27,7 @@ from automodel_mesh.compat.requests import (
     requested_names,
     requested_sizes,
 )
-from automodel_mesh.compat.worlds import current_world
+from automodel_mesh.compat.worlds import is_current
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -113,7 +113,7 @@ def slice_mesh(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
     """
     try:
         lookups = mesh._automodel_mesh_lookups  # type: ignore[attr-defined]
-        if lookups.world() is current_world():
+        if is_current(lookups.world):
             known: DeviceMesh = lookups.slices[names]
             return known
     except (AttributeError, KeyError, TypeError):

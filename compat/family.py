@@ -19,7 +19,7 @@ from automodel_mesh.compat.axes import Axis, first_position, offsets
 from automodel_mesh.compat.errors import MeshArgumentError, ProcessGroupDestroyedError, RankNotInMeshError
 from automodel_mesh.compat.gate import era
 from automodel_mesh.compat.groups import GroupSpec, GroupTable
-from automodel_mesh.compat.worlds import current_world
+from automodel_mesh.compat.worlds import current_world, is_current
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -139,7 +139,7 @@ def family_of(mesh: DeviceMesh) -> Family:
     if not isinstance(family, Family):  # torch made the root, or it was copied or unpickled
         family = start_family(Family(root))
         family.adopt_groups()
-    if family.world() is not current_world():
+    if not is_current(family.world):
         raise ProcessGroupDestroyedError(
             f"{mesh} was made in a world of process groups that has been destroyed since: build the mesh again after "
             "init_process_group."

@@ -19,8 +19,8 @@ from automodel_mesh.compat.errors import ProcessGroupDestroyedError
 from automodel_mesh.compat.worlds import current_world, is_alive
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Backend
     from torch.distributed import ProcessGroup
-    from torch.distributed.distributed_c10d import Backend
 
 
 class GroupSpec(NamedTuple):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from torch._C._distributed_c10d import Backend
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import Backend
 
 from automodel_mesh.compat.errors import MeshArgumentError, UnknownAxisError, UnnamedMeshError
 from automodel_mesh.compat.groups import DEFAULT_SPEC, GroupSpec

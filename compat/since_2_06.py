@@ -58,6 +58,15 @@ class _TableOnMeshes(MutableMapping[DeviceMesh, Any]):
         return len(self._holders) + len(self._earlier)
 
 
+_TABLES = ("child_to_root_mapping", "root_to_flatten_mapping", "flatten_name_to_root_dims")
+
+
+def restore_registry() -> None:
+    """Give torch its own tables back, for comparisons with plain torch; this module must not be used afterwards."""
+    for name in _TABLES:
+        delattr(type(_mesh_resources), name)
+
+
 def _replace_table(name: str) -> _TableOnMeshes:
     table = _TableOnMeshes(name)
     # A property of the class, because the registry makes itself anew in every thread; what its constructor assigns
@@ -66,9 +75,7 @@ def _replace_table(name: str) -> _TableOnMeshes:
     return table
 
 
-_roots = _replace_table("child_to_root_mapping")
-_flattened = _replace_table("root_to_flatten_mapping")
-_flattened_dims = _replace_table("flatten_name_to_root_dims")
+_roots, _flattened, _flattened_dims = (_replace_table(name) for name in _TABLES)
 
 
 def root_of(mesh: DeviceMesh) -> DeviceMesh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -21,6 +22,12 @@ def current_world() -> ProcessGroup | None:
     return distributed_c10d._world.default_pg
 
 
+def is_current(world: weakref.ref[ProcessGroup]) -> bool:
+    """Tell whether a remembered world is the one there is: not destroyed, and not replaced by another."""
+    remembered = world()
+    return remembered is not None and remembered is current_world()
+
+
 def is_alive(group: ProcessGroup) -> bool:
     """Tell whether a process group is still registered: one that was destroyed may live on in somebody's variable."""
     return group in distributed_c10d._world.pg_map
@@ -35,6 +42,25 @@ def live_process_groups() -> dict[str, tuple[int, ...]]:
     """
     world = distributed_c10d._world
     return {world.pg_names[group]: tuple(dist.get_process_group_ranks(group)) for group in list(world.pg_map)}
+
+
+def find_process_group(name: str) -> ProcessGroup:
+    """Return a live process group by its name.
+
+    Args:
+        name: one of the names that `live_process_groups` lists.
+
+    Returns:
+        The group.
+
+    Raises:
+        KeyError: this process has no such group; the message lists those it has.
+    """
+    names = distributed_c10d._world.pg_names
+    for group, its_name in names.items():
+        if its_name == name:
+            return group
+    raise KeyError(f"no process group {name!r} in this process: it has {sorted(names.values())}")
 
 
 def live_meshes() -> list[DeviceMesh]:
@@ -59,7 +85,13 @@ def init_fake_world(world_size: int, rank: int = 0) -> None:
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not in a world of {world_size}: give a rank from 0 to {world_size - 1}")
-    # Importing the module is what registers the backend; it is not imported with torch.
+    register_fake_backend()
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+
+
+def register_fake_backend() -> None:
+    """Make the backend name `"fake"` known to torch, for groups that exist and communicate with nobody."""
+    # Importing the module is what registers the backend; it is not imported with torch.
+    import torch.testing._internal.distributed.fake_pg

@@ -1,0 +1,84 @@
+"""Torch's own calls under the contract's names, unmended: what tests and benchmarks compare with.
+
+Nothing of the library uses this module. Where a release has no such call, it fails the way torch fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed import device_mesh
+from torch.distributed.device_mesh import DeviceMesh
+
+from automodel_mesh.compat.support import torch_at_least
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def restore_torch() -> None:
+    """Undo what the import of `automodel_mesh.compat` changed in torch: below 2.10, the tables of the registry."""
+    if not torch_at_least("2.10"):
+        from automodel_mesh.compat import since_2_06
+
+        since_2_06.restore_registry()
+
+
+def init_device_mesh(device_type: str, mesh_shape: tuple[int, ...], **options: Any) -> DeviceMesh:
+    """Call `torch.distributed.device_mesh.init_device_mesh`."""
+    return device_mesh.init_device_mesh(device_type, mesh_shape, **options)
+
+
+def get_root_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """Ask the registry up to 2.9, the mesh from 2.10 on."""
+    if torch_at_least("2.10"):
+        return mesh._get_root_mesh()
+    return device_mesh._mesh_resources.get_root_mesh(mesh)
+
+
+def flattened_meshes(mesh: DeviceMesh) -> Mapping[str, DeviceMesh]:
+    """Read the registry's table up to 2.9, the root's from 2.10 on."""
+    if torch_at_least("2.10"):
+        return get_root_mesh(mesh)._flatten_mapping
+    table: Mapping[str, DeviceMesh] = device_mesh._mesh_resources.root_to_flatten_mapping.get(get_root_mesh(mesh), {})
+    return table
+
+
+def flatten(mesh: DeviceMesh, mesh_dim_name: str | None = None, **options: Any) -> DeviceMesh:
+    """Call `DeviceMesh._flatten`."""
+    return mesh._flatten(mesh_dim_name, **options)
+
+
+def slice_mesh(mesh: DeviceMesh, names: str | tuple[str, ...]) -> DeviceMesh:
+    """Subscribe the mesh."""
+    return mesh[names]
+
+
+def unflatten(
+    mesh: DeviceMesh, dim: int | str, mesh_sizes: tuple[int, ...], mesh_dim_names: tuple[str, ...], **options: Any
+) -> DeviceMesh:
+    """Call `DeviceMesh._unflatten`, which 2.10 brought."""
+    return mesh._unflatten(dim, mesh_sizes, mesh_dim_names, **options)
+
+
+def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
+    """Call `DeviceMesh._concatenate`, which 2.10 brought."""
+    return DeviceMesh._concatenate(list(meshes))
+
+
+def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGroup:
+    """Call `DeviceMesh.get_group`."""
+    return mesh.get_group(mesh_dim)
+
+
+def get_coordinate(mesh: DeviceMesh) -> Any:
+    """Call `DeviceMesh.get_coordinate`."""
+    return mesh.get_coordinate()
+
+
+def fake_tensor_mode() -> Any:
+    """Return the mode under which torch traces models: tensors made inside it have no values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()

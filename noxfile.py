@@ -1,0 +1,283 @@
+"""Every check of the project, as nox sessions; the torch releases come from ci_matrix/torch.toml.
+
+    nox                          lint, typing, and the tests on torch 2.9, 2.11 and the newest release
+    nox -s tests-2.9 tests-2.11  the tests on these releases
+    nox -t matrix                the tests on every release
+    nox -s tests-2.9 -- -k mesh  what follows -- goes to pytest
+
+Environment variables that the sessions heed:
+
+    UV_TORCH_BACKEND       for uv: cpu picks PyTorch's small CPU builds; needs PyTorch's own index
+    UV_NO_CACHE            for uv: keeps no second copy of what it installs
+    CI                     if set, each environment is removed when its session ends, even if disk is plenty
+    AUTOMODEL_MESH_PASSED  tests sessions to skip, as they passed on this very checkout (.ci/run sets it)
+
+An environment takes 3 to 7 GB with the CUDA builds. It is removed when its session ends and less than
+ROOM_FOR_AN_ENVIRONMENT is free, so a run never needs much more than that. uv downloads a Python that the
+machine lacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import nox
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+nox.needs_version = ">=2025.10.16"
+nox.options.default_venv_backend = "uv"
+# A release that was not tested must not look like one that passed.
+nox.options.error_on_missing_interpreters = True
+
+# The largest environment seen has 7.2 GB. uv may hold a second copy while it installs: where its cache lies
+# on another file system, it copies files instead of linking them.
+ROOM_FOR_AN_ENVIRONMENT: Final = 16 * 10**9
+
+# A rank is a process. The libraries' own threads would fight over the cores, and threads that run before a
+# fork make the fork unsafe (Python 3.12 and newer warn about it). Bytecode is kept, because importing torch
+# without it costs every process two seconds more.
+RANK_ENVIRONMENT: Final = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": None,
+}
+
+# Run by the `wheel` session, outside of the checkout, with the names of the modules that the wheel must hold.
+IMPORT_EVERY_MODULE: Final = """
+import importlib, pkgutil, sys, sysconfig, pathlib
+import automodel_mesh
+site = pathlib.Path(sysconfig.get_path("purelib"))
+found = {m.name for m in pkgutil.walk_packages(automodel_mesh.__path__, "automodel_mesh.")}
+if found != set(sys.argv[1:]):
+    sys.exit(f"the installed wheel and the checkout differ in {sorted(found ^ set(sys.argv[1:]))}")
+for name in sorted(found - {"automodel_mesh.__main__"}):
+    module = importlib.import_module(name)
+    if site not in pathlib.Path(module.__file__).parents:
+        sys.exit(f"{name} was imported from {module.__file__}, which is not the installed wheel")
+for path, wanted in {"automodel_mesh/py.typed": True, "compat": False, "tests": False}.items():
+    if (site / path).exists() != wanted:
+        sys.exit(f"{path} must {'' if wanted else 'not '}be in the wheel")
+print(f"imported {len(found)} modules from the installed wheel")
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of ci_matrix/torch.toml, as far as sessions use it."""
+
+    torch: str
+    python: str
+
+    @property
+    def release(self) -> str:
+        """The release without its patch number, such as "2.9"."""
+        version = Version(self.torch)
+        return f"{version.major}.{version.minor}"
+
+
+def read_rows() -> list[Row]:
+    """Read the rows of ci_matrix/torch.toml, oldest torch first."""
+    table = nox.project.load_toml("ci_matrix/torch.toml")["rows"]
+    rows = [Row(entry["torch"], entry["python"]) for entry in table]
+    return sorted(rows, key=lambda row: Version(row.torch))
+
+
+def label_rows(rows: list[Row]) -> dict[str, Row]:
+    """Name each row: the newest patch of a release by the release alone, any other by its full number."""
+    newest_patch = {row.release: row for row in rows}
+    return {row.release if row is newest_patch[row.release] else row.torch: row for row in rows}
+
+
+ROWS: Final = label_rows(read_rows())
+NEWEST: Final = list(ROWS)[-1]
+OLDEST: Final = next(iter(ROWS))
+BENCH_ROWS: Final = {label: ROWS[label] for label in (OLDEST, "2.9", "2.10", NEWEST)}
+TOOLS_PYTHON: Final = ROWS[NEWEST].python
+
+nox.options.sessions = ["lint", "typing", "tests-2.9", "tests-2.11", f"tests-{NEWEST}"]
+
+
+def find_pyenv_pythons() -> None:
+    """Make pyenv's Pythons usable by nox and uv, if pyenv is there and nobody has set its versions.
+
+    pyenv puts a `python3.12` on the PATH that fails unless PYENV_VERSION, or a global setting, names a 3.12;
+    uv takes that failure for a broken Python and stops.
+    """
+    if "PYENV_VERSION" in os.environ or shutil.which("pyenv") is None:
+        return
+
+    def ask(*arguments: str) -> list[str]:
+        answer = subprocess.run(["pyenv", *arguments], capture_output=True, text=True, check=False)
+        return answer.stdout.replace(":", "\n").split()
+
+    installed = ask("versions", "--bare", "--skip-aliases")
+    wanted = [
+        next((name for name in reversed(installed) if name.startswith(f"{python}.")), None)
+        for python in sorted({row.python for row in ROWS.values()})
+    ]
+    names = dict.fromkeys([*ask("version-name"), *filter(None, wanted)])
+    if names:
+        os.environ["PYENV_VERSION"] = ":".join(names)
+
+
+find_pyenv_pythons()
+
+
+@contextlib.contextmanager
+def environment(session: nox.Session) -> Iterator[None]:
+    """Set up what every session with torch needs; at the end, say its time and free disk that is short."""
+    session.env.update(RANK_ENVIRONMENT)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        session.log(f"{session.name} took {time.perf_counter() - start:.0f} s")  # nox rounds to minutes
+        location = Path(session.virtualenv.location)
+        if "CI" in os.environ or shutil.disk_usage(location).free < ROOM_FOR_AN_ENVIRONMENT:
+            shutil.rmtree(location, ignore_errors=True)
+
+
+def tools(*names: str) -> list[str]:
+    """Look up in pyproject.toml which versions of the named tools the `dev` extra allows."""
+    extra = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["dev"]
+    requirements = {Requirement(line).name: line for line in extra}
+    return [requirements[name] for name in names]
+
+
+def install(session: nox.Session, extras: str, torch: str, *more: str) -> None:
+    """Install the checkout, editable, with extras and exactly the given torch."""
+    session.install("-e", f".[{extras}]", f"torch=={torch}", *more)
+
+
+def add_sessions(
+    prefix: str, rows: dict[str, Row], run: Callable[[nox.Session, Row], None], *, tags: list[str]
+) -> None:
+    """Add a session `<prefix>-<label>` per row, and fill `{torch}` and `{python}` into its docstring."""
+    for label, row in rows.items():
+
+        def session_of_row(session: nox.Session, row: Row = row) -> None:
+            with environment(session):
+                run(session, row)
+
+        session_of_row.__doc__ = (run.__doc__ or "").format(torch=row.torch, python=row.python)
+        nox.session(session_of_row, name=f"{prefix}-{label}", python=row.python, tags=tags)
+
+
+# The cheapest checks first: nox runs sessions in the order of this file.
+@nox.session(python=TOOLS_PYTHON)
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*tools("ruff"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=TOOLS_PYTHON)
+def typing(session: nox.Session) -> None:
+    """Check types with mypy (strict) and pyright, against the newest torch."""
+    with environment(session):
+        install(session, "tests", ROWS[NEWEST].torch, *tools("mypy", "pyright"))
+        session.run("mypy")
+        session.run("pyright")
+
+
+def tests(session: nox.Session, row: Row) -> None:
+    """Run the tests on torch {torch}, Python {python}, with real gloo ranks."""
+    if session.name in os.environ.get("AUTOMODEL_MESH_PASSED", "").split():
+        session.skip("it has passed in this run already")
+    install(session, "tests", row.torch)
+    session.run("pytest", *session.posargs)
+
+
+def cuda(session: nox.Session, row: Row) -> None:
+    """Run the CUDA tests on torch {torch}, Python {python}; fails where there is no GPU."""
+    remedy = "Use a machine with one; tests-<release> needs none"
+    if shutil.which("nvidia-smi") is None:
+        session.error(f"{session.name} needs an NVIDIA GPU, and there is no nvidia-smi on the PATH. {remedy}")
+    install(session, "tests", row.torch)
+    found = session.run("python", "-c", "import torch; print(torch.cuda.is_available())", silent=True)
+    if str(found).split()[-1:] != ["True"]:
+        why = f"torch {row.torch} cannot use one here; is the driver too old for this build?"
+        session.error(f"{session.name} needs an NVIDIA GPU, and {why} {remedy}")
+    session.run("pytest", "-m", "cuda", *session.posargs)
+
+
+def bench_row(session: nox.Session, row: Row) -> None:
+    """Run the benchmarks, tests/**/bench_*.py, on torch {torch}, Python {python}."""
+    install(session, "bench", row.torch)
+    results = f"--benchmark-json={session.cache_dir / session.name}.json"
+    # In one process: an isolated test's timings would be lost with its process.
+    plain = ["-o", "isolate_tests=false", "-o", "python_files=bench_*.py"]
+    session.run("pytest", *plain, results, *session.posargs)
+
+
+add_sessions("tests", ROWS, tests, tags=["matrix"])
+add_sessions("cuda", ROWS, cuda, tags=["cuda"])
+add_sessions("bench", BENCH_ROWS, bench_row, tags=["bench"])
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks on torch 2.6, 2.9, 2.10 and the newest release, one after the other."""
+    for label in BENCH_ROWS:
+        session.notify(f"bench-{label}", posargs=session.posargs)
+
+
+@nox.session(python=TOOLS_PYTHON)
+def wheel(session: nox.Session) -> None:
+    """Build sdist and wheel, install the wheel, and import every module of it outside of the checkout."""
+    with environment(session):
+        built = Path(session.create_tmp()).resolve() / "dist"
+        shutil.rmtree(built, ignore_errors=True)
+        session.run("uv", "build", "--quiet", "--out-dir", str(built))
+        (wheel_file,) = built.glob("*.whl")
+        requirement = f"automodel-mesh[cli,testing] @ {wheel_file.as_uri()}"
+        session.install(requirement, f"torch=={ROWS[NEWEST].torch}")
+        names = {f"automodel_mesh.{path.stem}" for path in Path("automodel_mesh").glob("*.py")}
+        names |= {f"automodel_mesh.compat.{path.stem}" for path in Path("compat").glob("*.py")}
+        names = {name.removesuffix(".__init__") for name in names} - {"automodel_mesh"}
+        session.chdir(built)
+        session.run("python", "-c", IMPORT_EVERY_MODULE, *sorted(names), log=False)
+        session.run("automodel-mesh", "--help", silent=True)
+
+
+@nox.session(python=ROWS[OLDEST].python)
+def minimums(session: nox.Session) -> None:
+    """Run the tests with the lowest allowed version of every direct dependency, torch among them."""
+    with environment(session):
+        session.install("--resolution", "lowest-direct", "-e", ".[tests]")
+        # Not the packaging tests: setuptools wants a newer `packaging` beside it than this library does.
+        session.run("pytest", "--ignore=tests/test_packaging.py", *session.posargs)
+
+
+@nox.session(python=TOOLS_PYTHON)
+def coverage(session: nox.Session) -> None:
+    """Measure the tests' coverage on torch 2.9 and the newest release together: one release of each era."""
+    with environment(session):
+        session.install(*tools("coverage"))
+        session.run("coverage", "erase")
+        for label in ("2.9", NEWEST):
+            install(session, "tests", ROWS[label].torch)
+            session.run("coverage", "run", "-m", "pytest", *session.posargs)
+        session.run("coverage", "combine", "--quiet")
+        session.run("coverage", "report")
+
+
+@nox.session(python=TOOLS_PYTHON)
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    with environment(session):
+        install(session, "cli,docs,testing", ROWS[NEWEST].torch)
+        session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")

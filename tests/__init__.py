@@ -1,0 +1,1 @@
+"""Tests of automodel-mesh: real process groups on real ranks, the same on every torch release."""

@@ -1,0 +1,1 @@
+"""The contract of `automodel_mesh.compat`: the same files on every torch release."""

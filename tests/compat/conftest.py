@@ -1,0 +1,19 @@
+"""Runs the contract against `automodel_mesh.compat`, or, to see its defects, against plain torch."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from automodel_mesh import compat
+from automodel_mesh.compat import plain
+
+
+@pytest.fixture
+def api(request: pytest.FixtureRequest) -> ModuleType:
+    """The functions under test: ours, or torch's own with `--plain-torch`."""
+    if request.config.getoption("--plain-torch"):
+        plain.restore_torch()
+        return plain
+    return compat

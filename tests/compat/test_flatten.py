@@ -1,0 +1,136 @@
+"""Flattened axes."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from types import ModuleType
+
+import pytest
+import torch.distributed as dist
+
+from automodel_mesh import compat
+from automodel_mesh.testing import fake_world
+from tests.compat.oracle import Grid
+
+NAMES = ("dp", "cp", "tp")
+
+
+@pytest.mark.ranks(8)
+def test_every_set_of_axes_flattens_to_the_right_ranks_and_group(api: ModuleType) -> None:
+    """Axes side by side or not: the flattened mesh shows their ranks, its group has the same, its root is the root."""
+    root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
+    grid, rank = Grid((2, 2, 2)), dist.get_rank()
+    for dims in combinations(range(3), 2):
+        names = tuple(NAMES[dim] for dim in dims)
+        flat = api.flatten(api.slice_mesh(root, names), "_".join(names))
+        assert flat.mesh.tolist() == grid.group(dims, rank)
+        assert dist.get_process_group_ranks(api.get_group(flat)) == grid.group(dims, rank)
+        assert dist.get_process_group_ranks(api.get_group(root, "_".join(names))) == grid.group(dims, rank)
+        assert api.get_root_mesh(flat) is root
+
+
+@pytest.mark.ranks(8)
+def test_the_name_joins_the_axes_by_default(api: ModuleType) -> None:
+    """Without a name the flattened axis is called after its axes."""
+    root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
+    flat = api.flatten(api.slice_mesh(root, ("dp", "cp")))
+    assert flat.mesh_dim_names == ("dp_cp",)
+    assert dict(api.flattened_meshes(root)) == {"dp_cp": flat}
+
+
+@pytest.mark.ranks(8)
+def test_the_same_axes_again_give_the_same_mesh_and_no_new_group(api: ModuleType) -> None:
+    """Flattening twice returns the object of the first time and makes nothing."""
+    root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
+    first = api.flatten(api.slice_mesh(root, ("dp", "cp")), "dp_cp")
+    groups = compat.live_process_groups()
+    assert api.flatten(api.slice_mesh(root, ("dp", "cp")), "dp_cp") is first
+    assert compat.live_process_groups() == groups
+
+
+@pytest.mark.ranks(8)
+def test_a_second_name_for_the_same_ranks_shares_their_group() -> None:
+    """Two flattened axes over the same ranks, or over those of a native axis, have one process group between them."""
+    root = compat.init_device_mesh("cpu", (4, 1, 2), mesh_dim_names=("dp_shard", "cp", "tp"))
+    groups = compat.live_process_groups()
+    shard_cp = compat.flatten(compat.slice_mesh(root, ("dp_shard", "cp")), "dp_shard_cp")
+    again = compat.flatten(compat.slice_mesh(root, ("dp_shard", "cp")), "other")
+    assert compat.get_group(shard_cp) is compat.get_group(root, "dp_shard")
+    assert compat.get_group(again) is compat.get_group(root, "dp_shard")
+    assert compat.live_process_groups() == groups
+
+
+@pytest.mark.ranks(8)
+def test_a_taken_name_is_refused(api: ModuleType) -> None:
+    """A name that another flattened axis or a native axis has: `ValueError`, and later lookups are as before."""
+    root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
+    api.flatten(api.slice_mesh(root, ("dp", "cp")), "x")
+    with pytest.raises(ValueError, match="x"):
+        api.flatten(api.slice_mesh(root, ("cp", "tp")), "x")
+    with pytest.raises(ValueError, match="dp"):
+        api.flatten(api.slice_mesh(root, ("cp", "tp")), "dp")
+    assert api.slice_mesh(root, ("dp", "cp")).mesh.tolist() == Grid((2, 2, 2)).mesh([(0,), (1,)], dist.get_rank())
+
+
+@pytest.mark.ranks(8)
+def test_one_axis_flattened_to_its_own_name_is_itself(api: ModuleType) -> None:
+    """A 1-D mesh asked for under its own name is returned, and nothing is registered."""
+    root = api.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
+    line = api.slice_mesh(root, "tp")
+    assert api.flatten(line, "tp") is line
+    assert not api.flattened_meshes(root)
+
+
+@pytest.mark.ranks(8)
+def test_backend_override_reaches_the_flattened_group(api: ModuleType) -> None:
+    """A flattened axis with a backend of its own gets a group of that backend, also over the whole world."""
+    compat.register_fake_backend()
+    root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
+    part = api.flatten(api.slice_mesh(root, ("dp", "cp")), "part", backend_override="fake")
+    whole = api.flatten(root, "whole", backend_override="fake")
+    assert [dist.get_backend(api.get_group(mesh)) for mesh in (part, whole)] == ["fake", "fake"]
+
+
+@pytest.mark.ranks(8)
+def test_another_backend_under_the_same_name_is_refused() -> None:
+    """Asking for a flattened axis that exists with another backend is an error, the same backend is not."""
+    compat.register_fake_backend()
+    root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
+    line = compat.slice_mesh(root, ("dp", "cp"))
+    flat = compat.flatten(line, "x", backend_override="fake")
+    assert compat.flatten(line, "x") is flat
+    assert compat.flatten(line, "x", backend_override="fake") is flat
+    with pytest.raises(ValueError, match="exists with another backend"):
+        compat.flatten(line, "x", backend_override="gloo")
+
+
+def test_axes_out_of_order_are_refused() -> None:
+    """Torch sorts the ranks of a group, so a mesh that shows them in another order cannot be flattened."""
+    with fake_world(8):
+        root = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
+        crossed = compat.concatenate([compat.slice_mesh(root, "tp"), compat.slice_mesh(root, "dp")])
+        with pytest.raises(ValueError, match="not in ascending order"):
+            compat.flatten(crossed, "tp_dp")
+
+
+def test_a_mesh_without_names_cannot_be_flattened() -> None:
+    """Flattening works by name: a mesh without names is refused with the remedy."""
+    with fake_world(8):
+        root = compat.init_device_mesh("cpu", (2, 4))
+        with pytest.raises(ValueError, match="has no axis names.*mesh_dim_names"):
+            compat.flatten(root, "all")
+
+
+@pytest.mark.ranks(8)
+def test_ranks_outside_take_part_and_are_then_refused() -> None:
+    """Flattening a mesh of part of the world neither hangs its ranks nor gives the others a wrong mesh."""
+    root = compat.init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=NAMES)
+    rank = dist.get_rank()
+    if rank < 4:
+        flat = compat.flatten(root, "all")
+        assert flat.mesh.tolist() == [0, 1, 2, 3]
+        assert dist.get_process_group_ranks(compat.get_group(flat)) == [0, 1, 2, 3]
+    else:
+        with pytest.raises(compat.RankNotInMeshError):
+            compat.flatten(root, "all")
+    dist.barrier()

@@ -1,0 +1,139 @@
+"""ci_matrix/torch.toml is consistent, and nox runs exactly what it lists."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from automodel_mesh.compat import MINIMUM_TORCH, NEWEST_TESTED_TORCH
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS: list[dict[str, Any]] = tomli.loads((ROOT / "ci_matrix/torch.toml").read_text())["rows"]
+PROJECT: dict[str, Any] = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+RELEASES = [Version(row["torch"]) for row in ROWS]
+
+each_row = pytest.mark.parametrize("row", ROWS, ids=[row["torch"] for row in ROWS])
+
+
+def list_sessions(*arguments: str) -> dict[str, dict[str, Any]]:
+    """Ask nox for its sessions, by name."""
+    command = [sys.executable, "-m", "nox", "--list", "--json", *arguments]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    return {entry["session"]: entry for entry in json.loads(answer.stdout)}
+
+
+def label(release: Version) -> str:
+    """Say how a release is called in a session's name."""
+    short = f"{release.major}.{release.minor}"
+    newest = max(other for other in RELEASES if (other.major, other.minor) == (release.major, release.minor))
+    return short if release == newest else str(release)
+
+
+def test_rows_are_sorted_and_unique() -> None:
+    """The rows go from the oldest torch to the newest, each listed once."""
+    assert sorted(set(RELEASES)) == RELEASES
+
+
+def test_rows_span_what_compat_promises() -> None:
+    """The first row is the oldest torch that compat supports, the last the newest that it calls tested."""
+    assert (RELEASES[0], RELEASES[-1]) == (MINIMUM_TORCH, NEWEST_TESTED_TORCH)
+
+
+def test_rows_leave_out_no_release() -> None:
+    """Every minor release between the oldest and the newest has a row."""
+    first, last = RELEASES[0], RELEASES[-1]
+    assert {release.minor for release in RELEASES} == set(range(first.minor, last.minor + 1))
+
+
+def test_oldest_row_is_the_requirement() -> None:
+    """The package requires the oldest torch of the matrix and no newer one."""
+    assert f"torch>={MINIMUM_TORCH}" in PROJECT["dependencies"]
+
+
+@each_row
+def test_python_suits_the_wheel(row: dict[str, Any]) -> None:
+    """A row's Python is one that both the torch wheel and this package accept."""
+    python = Version(row["python"])
+    assert python in SpecifierSet(row["requires_python"])
+    assert python in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_pythons_of_the_classifiers_are_covered() -> None:
+    """The rows together use exactly the Pythons that the package says it supports."""
+    prefix = "Programming Language :: Python :: 3."
+    claimed = {line.removeprefix(prefix) for line in PROJECT["classifiers"] if line.startswith(prefix)}
+    assert {row["python"].removeprefix("3.") for row in ROWS} == claimed
+
+
+@each_row
+def test_backends_are_known(row: dict[str, Any]) -> None:
+    """A row names gloo and fake for the CPU, and NCCL or gloo for CUDA."""
+    assert set(row["backends"]) == {"gloo", "fake"}
+    assert row["cuda_backends"]
+    assert set(row["cuda_backends"]) <= {"nccl", "gloo"}
+
+
+@each_row
+def test_rows_have_no_unknown_keys(row: dict[str, Any]) -> None:
+    """A row holds the keys that the file's head explains, so that a misspelt key is found."""
+    known = {"torch", "python", "requires_python", "backends", "cuda_backends", "expected_failures"}
+    assert set(row) <= known
+
+
+@each_row
+def test_expected_failures_name_tests_and_reasons(row: dict[str, Any]) -> None:
+    """An expected failure names a test function that exists, and says why it fails."""
+    for node, reason in row.get("expected_failures", {}).items():
+        path, *_, function = node.partition("[")[0].split("::")
+        assert f"def {function}(" in (ROOT / path).read_text()
+        assert len(reason.split()) > 2
+
+
+def test_matrix_sessions_are_the_rows() -> None:
+    """`nox -t matrix` runs one tests session per row, on the row's Python, and nothing else."""
+    listed = {name: entry["python"] for name, entry in list_sessions("-t", "matrix").items()}
+    rows = zip(RELEASES, ROWS, strict=True)
+    assert listed == {f"tests-{label(release)}": row["python"] for release, row in rows}
+
+
+def test_cuda_sessions_are_the_rows() -> None:
+    """There is one cuda session per row, named as its tests session is."""
+    assert set(list_sessions("-t", "cuda")) == {f"cuda-{label(release)}" for release in RELEASES}
+
+
+def test_plain_nox_runs_the_short_list() -> None:
+    """Plain `nox` runs lint, typing, and the tests on 2.9, 2.11 and the newest release."""
+    newest = f"tests-{label(RELEASES[-1])}"
+    assert set(list_sessions()) == {"lint", "typing", "tests-2.9", "tests-2.11", newest}
+
+
+def test_short_name_is_the_newest_patch() -> None:
+    """`tests-2.9` is the newest patch listed for 2.9; the other one has its full number."""
+    sessions = list_sessions("-s", "tests-2.9", "tests-2.9.0")
+    assert "torch 2.9.1," in sessions["tests-2.9"]["description"]
+    assert "torch 2.9.0," in sessions["tests-2.9.0"]["description"]
+
+
+def test_every_session_says_what_it_does() -> None:
+    """Each session has a description in nox's list."""
+    command = [sys.executable, "-m", "nox", "--list"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    lines = [line for line in listed.stdout.splitlines() if line.startswith(("* ", "- "))]
+    assert len(lines) > len(ROWS)
+    assert [line for line in lines if " -> " not in line] == []
+
+
+def test_workflow_takes_its_matrix_from_nox() -> None:
+    """The GitHub workflow names no torch release and no matrix Python of its own."""
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert "nox --list --json -t matrix" in workflow
+    assert [row["torch"] for row in ROWS if row["torch"] in workflow] == []
+    assert [name for name in list_sessions("-t", "matrix") if name in workflow] == []

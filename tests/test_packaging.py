@@ -1,0 +1,162 @@
+"""What is built from a checkout: sdist, wheel, their metadata; and the command that the README gives."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Run by a fresh interpreter that sees the unpacked wheel before anything else.
+IMPORT_EVERY_MODULE = """
+import importlib, pkgutil, sys
+sys.path.insert(0, sys.argv[1])
+import automodel_mesh
+for found in pkgutil.walk_packages(automodel_mesh.__path__, "automodel_mesh."):
+    if found.name != "automodel_mesh.__main__":
+        importlib.import_module(found.name)
+for name, module in sys.modules.items():
+    if name.split(".")[0] == "automodel_mesh":
+        print(module.__file__)
+"""
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what a clone would hold; links stay links."""
+    caches = [
+        ".*_cache",
+        ".hypothesis",
+        ".nox",
+        ".venv",
+        "__pycache__",
+        "_build",
+        "build",
+        "dist",
+        "*.egg-info",
+    ]
+    ignore = shutil.ignore_patterns(".git", "shared", *caches)
+    return shutil.copytree(ROOT, target, symlinks=True, ignore=ignore)
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """Build one distribution with the installed setuptools, without network, and return its path."""
+    out.mkdir()
+    program = f"import setuptools.build_meta as backend; backend.build_{kind}({str(out)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=source, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """Build the sdist from a copy of the checkout, and the wheel from the unpacked sdist."""
+    sdist = build("sdist", copy_checkout(tmp_path / "checkout"), tmp_path / "sdist")
+    shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    return build("wheel", source, tmp_path / "wheel")
+
+
+def read(wheel: Path) -> dict[str, str]:
+    """Read a wheel's files, by name."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def modules_of_the_checkout() -> set[str]:
+    """Return the paths inside a wheel of every module of the checkout."""
+    ours = {f"automodel_mesh/{path.name}" for path in (ROOT / "automodel_mesh").glob("*.py")}
+    return ours | {f"automodel_mesh/compat/{path.name}" for path in (ROOT / "compat").glob("*.py")}
+
+
+def test_every_module_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Each module of the checkout imports, without a warning, from the wheel built from the sdist."""
+    site = tmp_path / "site"
+    shutil.unpack_archive(wheel, site, "zip")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT_EVERY_MODULE, str(site)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    files = {Path(line) for line in done.stdout.splitlines()}
+    assert files == {site / name for name in modules_of_the_checkout() if not name.endswith("/__main__.py")}
+
+
+def test_wheel_holds_nothing_else_and_needs_no_symlink(wheel: Path, tmp_path: Path) -> None:
+    """The wheel holds the modules and the type marker alone; a checkout without symlinks builds the same."""
+    names = {name for name in read(wheel) if ".dist-info/" not in name}
+    assert {name for name in names if name.endswith(".py")} == modules_of_the_checkout()
+    assert "automodel_mesh/py.typed" in names
+    assert {name.split("/")[0] for name in names} == {"automodel_mesh"}
+
+    checkout = copy_checkout(tmp_path / "no-symlinks")
+    link = checkout / "automodel_mesh/compat"
+    link.unlink()
+    link.write_text("../compat")
+    assert read(build("wheel", checkout, tmp_path / "other")).keys() == read(wheel).keys()
+
+
+def test_sdist_can_run_the_tests(tmp_path: Path) -> None:
+    """The sdist holds compat/ once, the tests, the matrix, the noxfile and the licence."""
+    sdist = build("sdist", copy_checkout(tmp_path / "checkout"), tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {
+        "LICENSE",
+        "ci_matrix/torch.toml",
+        "compat/__init__.py",
+        "noxfile.py",
+        "tests/test_packaging.py",
+    }
+    assert wanted <= names
+    assert [name for name in names if name.startswith("automodel_mesh/compat")] == []
+
+
+def test_metadata_of_the_wheel(wheel: Path) -> None:
+    """The wheel needs torch and packaging alone, is Apache-2.0, and offers the extras and the command.
+
+    It registers no pytest plugin: that would import torch in every pytest run of its environment.
+    """
+    texts = {Path(name).name: text for name, text in read(wheel).items() if ".dist-info/" in name}
+    metadata = Parser().parsestr(texts["METADATA"])
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    assert {wanted.name for wanted in requirements if wanted.marker is None} == {"torch", "packaging"}
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert extras >= {"bench", "cli", "dev", "docs", "examples", "plots", "testing", "tests"}
+    assert "automodel-mesh = automodel_mesh.cli:main" in texts["entry_points.txt"]
+    assert "pytest11" not in texts["entry_points.txt"]
+
+
+def test_readme_gives_the_command_that_ci_runs() -> None:
+    """.ci/run runs, to the letter, a command from a code block of the README, and then the matrix."""
+    script = (ROOT / ".ci/run").read_text()
+    command = re.search(r"^readme_test_command='(.*)'$", script, re.MULTILINE)
+    assert command is not None
+    fenced = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert command[1] in [line.strip() for block in fenced for line in block.splitlines()]
+    assert 'step bash -c "$readme_test_command"' in script
+    assert "step nox -t matrix" in script
+
+
+def test_no_machine_of_ours_is_named() -> None:
+    """The files that set up builds and tests name no home folder, so that they work on any machine."""
+    files = ["pyproject.toml", "noxfile.py", ".ci/run", ".github/workflows/ci.yml", "ci_matrix/torch.toml"]
+    texts = {name: (ROOT / name).read_text() for name in files}
+    assert [name for name, text in texts.items() if re.search(r"/root/|/home/|/work/", text)] == []
