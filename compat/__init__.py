@@ -25,16 +25,22 @@ from automodel_mesh.compat.lookup import (
     reset_mesh_registry,
 )
 from automodel_mesh.compat.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
-from automodel_mesh.compat.worlds import find_process_group, init_fake_world, live_meshes, live_process_groups, register_fake_backend
+from automodel_mesh.compat.worlds import (
+    find_process_group,
+    init_fake_world,
+    live_meshes,
+    live_process_groups,
+    register_fake_backend,
+)
 
 __all__ = [
     "ERA_NAME",
     "MINIMUM_TORCH",
-    "MeshArgumentError",
     "NEWEST_TESTED_TORCH",
+    "TORCH_VERSION",
+    "MeshArgumentError",
     "ProcessGroupDestroyedError",
     "RankNotInMeshError",
-    "TORCH_VERSION",
     "UnknownAxisError",
     "UnnamedMeshError",
     "UnsupportedTorchError",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import chain, product
+from itertools import chain, pairwise, product
 from typing import TypeAlias
 
 Axis: TypeAlias = "tuple[tuple[int, int], ...]"
@@ -48,13 +48,14 @@ def split(axis: Axis, sizes: Sequence[int]) -> tuple[Axis, ...] | None:
     parts: list[Axis] = []
     for wanted in reversed(sizes):
         part: list[tuple[int, int]] = []
-        while wanted > 1:
+        missing = wanted
+        while missing > 1:
             size, stride = left.pop(0)
-            step = math.gcd(size, wanted)
-            if step != min(size, wanted):
+            step = math.gcd(size, missing)
+            if step != min(size, missing):
                 return None
             part.append((step, stride))
-            wanted //= step
+            missing //= step
             if size > step:
                 left.insert(0, (size // step, stride * step))
         # A part of size 1 keeps the stride it would have, as torch's own layouts do.
@@ -77,7 +78,7 @@ def is_ascending(axis: Axis) -> bool:
 def overlap(axes: Iterable[Axis]) -> bool:
     """Tell whether some position can be reached in two ways along these axes."""
     pairs = sorted(((stride, size) for size, stride in fold(axes)), reverse=True)
-    return any(outer % (inner * size) for (outer, _), (inner, size) in zip(pairs, pairs[1:], strict=False))
+    return any(outer % (inner * size) for (outer, _), (inner, size) in pairwise(pairs))
 
 
 def first_position(axes: Iterable[Axis], position: int) -> int:

@@ -63,7 +63,7 @@ def init_device_mesh(
         `torch.distributed.device_mesh.init_device_mesh`.
     """
     what = "init_device_mesh"
-    if not isinstance(device_type, str) or not device_type.isalpha():
+    if not str(device_type).isalpha():
         raise MeshArgumentError(
             f"{what}: device_type is a name without an index, such as 'cpu' or 'cuda', got {device_type!r}."
         )

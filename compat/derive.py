@@ -7,6 +7,7 @@ All ranks of the world make the same requests in the same order, as they do with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,10 +23,10 @@ from automodel_mesh.compat.requests import (
     dim_index,
     group_spec,
     group_specs,
-    require_product,
-    require_same_length,
     requested_names,
     requested_sizes,
+    require_product,
+    require_same_length,
 )
 from automodel_mesh.compat.worlds import is_current
 
@@ -216,7 +217,7 @@ def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
     for mesh in given[1:]:
         if family_of(mesh) is not family:
             raise MeshArgumentError(
-                f"concatenate: {mesh} has another root than {given[0]}: only meshes derived from one root can be joined."
+                f"concatenate: {mesh} has another root than {given[0]}: only meshes of one root can be joined."
             )
     names = requested_names([name for mesh in given for name in axis_names(mesh)], "concatenate")
     axes = tuple(axis for mesh in given for axis in era.axes_of(mesh))
@@ -309,13 +310,13 @@ def _require_ascending(axis: Axis, names: tuple[str, ...]) -> None:
 
 def _require_order(axes: Sequence[tuple[bool, int, Axis]], names: tuple[str, ...]) -> None:
     """Refuse axes of this mesh out of its own order, and flattened ones out of the order of their strides."""
-    for (own, dim, axis), (next_own, next_dim, next_axis) in zip(axes, axes[1:], strict=False):
+    for (own, dim, axis), (next_own, next_dim, next_axis) in pairwise(axes):
         if own and next_own:
             ascending = dim < next_dim
         else:
             outer, inner = fold([axis]), fold([next_axis])
             ascending = not outer or not inner or outer[0][1] > inner[0][1]
         if not ascending:
-            raise MeshArgumentError(f"slice_mesh: {names} are not in ascending order: name outer axes before inner ones.")
-
-
+            raise MeshArgumentError(
+                f"slice_mesh: {names} are not in ascending order: name outer axes before inner ones."
+            )

@@ -80,8 +80,8 @@ class Family(StaysHere):
         """Refuse a request about a mesh that this rank is not in."""
         if mesh.get_coordinate() is None:
             raise RankNotInMeshError(
-                f"rank {dist.get_rank()} is not in {mesh}, which has the ranks {_few(self.groups.ranks)}: only those have "
-                "slices and process groups of it. Ask on those ranks only."
+                f"rank {dist.get_rank()} is not in {mesh}, which has the ranks {_few(self.groups.ranks)}: only "
+                "those have slices and process groups of it. Ask on those ranks only."
             )
 
     def derive(
@@ -187,5 +187,3 @@ def _ranks_of(root: DeviceMesh) -> tuple[int, ...]:
 def _few(ranks: Sequence[int]) -> str:
     shown = ", ".join(str(rank) for rank in ranks[:8])
     return f"{shown}, ... ({len(ranks)} in all)" if len(ranks) > 8 else shown
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -87,11 +87,9 @@ class GroupTable:
     def _make_each(self, axis: Axis, spec: GroupSpec, description: str) -> ProcessGroup | None:
         mine: ProcessGroup | None = None
         for ranks in self._ranks_of_each_group(axis):
-            group = dist.new_group(
-                ranks, spec.timeout, spec.backend, spec.options, group_desc=description
-            )
+            group = dist.new_group(ranks, spec.timeout, spec.backend, spec.options, group_desc=description)
             if dist.get_rank() in ranks:
-                mine = group
+                mine = cast("ProcessGroup", group)
         return mine
 
     def _make_single_rank_group(self, spec: GroupSpec, description: str) -> ProcessGroup | None:
@@ -102,7 +100,7 @@ class GroupTable:
         group = dist.new_group(
             [rank], spec.timeout, spec.backend, spec.options, use_local_synchronization=True, group_desc=description
         )
-        return group if rank in self.ranks else None
+        return cast("ProcessGroup", group) if rank in self.ranks else None
 
     def _split_world(self, axis: Axis, spec: GroupSpec, description: str) -> ProcessGroup | None:
         # Where the default group is bound to a device its communicator exists already, and torch splits it.
@@ -110,7 +108,7 @@ class GroupTable:
         group = dist.split_group(
             split_ranks=ranks, timeout=spec.timeout, pg_options=spec.options, group_desc=description
         )
-        return group if any(dist.get_rank() in some for some in ranks) else None
+        return cast("ProcessGroup", group) if any(dist.get_rank() in some for some in ranks) else None
 
 
 def _alive(reference: weakref.ref[ProcessGroup] | None, name: str) -> ProcessGroup | None:

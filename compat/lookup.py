@@ -58,7 +58,7 @@ def flattened_meshes(mesh: DeviceMesh) -> Mapping[str, DeviceMesh]:
     Source:
         `torch.distributed.device_mesh.DeviceMesh._flatten_mapping`.
     """
-    return MappingProxyType(era.flattened(get_root_mesh(mesh)))  # type: ignore[arg-type]
+    return MappingProxyType(era.flattened(get_root_mesh(mesh)))
 
 
 def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGroup:

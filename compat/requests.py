@@ -65,7 +65,9 @@ def require_same_length(sizes: tuple[int, ...], names: tuple[str, ...], what: st
 def require_product(sizes: tuple[int, ...], size: int, what: str) -> None:
     """Refuse sizes that do not multiply to the size of the axis they split."""
     if math.prod(sizes) != size:
-        raise MeshArgumentError(f"{what}: the sizes {sizes} multiply to {math.prod(sizes)}, but the axis has {size} ranks.")
+        raise MeshArgumentError(
+            f"{what}: the sizes {sizes} multiply to {math.prod(sizes)}, but the axis has {size} ranks."
+        )
 
 
 def dim_index(mesh: DeviceMesh, dim: int | str) -> int:
@@ -92,7 +94,8 @@ def group_specs(
         index = names.index(key) if isinstance(key, str) and names and key in names else key
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
             raise MeshArgumentError(
-                f"backend_override has the key {key!r}; valid keys are 0 to {count - 1} and the names {list(names or ())}."
+                f"backend_override has the key {key!r}; valid keys are 0 to {count - 1} and "
+                f"the names {list(names or ())}."
             )
         if index in chosen:
             raise MeshArgumentError(f"backend_override names axis {index} twice, by index and by name: keep one.")
@@ -109,6 +112,7 @@ def group_spec(choice: BackendChoice | None) -> GroupSpec:
         return GroupSpec(backend=choice)
     if isinstance(choice, Backend.Options):
         return GroupSpec(options=choice)
-    if isinstance(choice, tuple) and len(choice) == 2:
-        return GroupSpec(*choice)
+    pair: object = choice  # what callers without a type checker pass
+    if isinstance(pair, tuple) and len(pair) == 2:
+        return GroupSpec(*pair)
     raise TypeError(f"a backend override is a backend name, its options, or a pair of both, got {choice!r}")

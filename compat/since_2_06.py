@@ -90,7 +90,8 @@ def root_of(mesh: DeviceMesh) -> DeviceMesh:
 def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
     """Return the axes kept on a mesh of ours; those of torch's own slices are found by their names in the root."""
     if _AXES in mesh.__dict__:
-        return mesh.__dict__[_AXES]
+        kept: tuple[Axis, ...] = mesh.__dict__[_AXES]
+        return kept
     root = root_of(mesh)
     of_root = native_axes(tuple(root.mesh.shape))
     if mesh is root:
@@ -189,6 +190,4 @@ def _dims_in(holder: DeviceMesh, mesh: DeviceMesh) -> tuple[int, ...] | None:
         return None
     native = holder.mesh_dim_names or ()
     folded = _flattened_dims.get(holder, {})
-    return tuple(
-        dim for name in names for dim in ((native.index(name),) if name in native else folded[name])
-    )
+    return tuple(dim for name in names for dim in ((native.index(name),) if name in native else folded[name]))

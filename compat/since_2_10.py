@@ -48,9 +48,7 @@ def make_derived(
 
     By the constructor, not by slicing: from 2.14 on torch's own slicing imports `torch._dynamo`, 0.8 s and 150 MB.
     """
-    inherited: dict[str, Any] = (
-        {"preserve_rank_order": root._preserve_rank_order} if facts.PRESERVES_RANK_ORDER else {}
-    )
+    inherited: dict[str, Any] = {"preserve_rank_order": root._preserve_rank_order} if facts.PRESERVES_RANK_ORDER else {}
     mesh = DeviceMesh(
         root.device_type,
         _layout=_layout(axes),
@@ -90,15 +88,16 @@ def _attach(mesh: DeviceMesh, root: DeviceMesh, groups: Sequence[ProcessGroup]) 
         root._pg_registry.update((group.group_name, group) for group in groups)
 
 
-def _layout(axes: tuple[Axis, ...]) -> _MeshLayout:
+def _layout(axes: tuple[Axis, ...]) -> Any:
+    layout_class: Any = _MeshLayout  # its arguments changed in 2.13
     if facts.LAYOUT_IS_A_LIST_OF_AXES:
         from torch.distributed._mesh_layout import _FlatLayout
 
-        return _MeshLayout(
+        return layout_class(
             [_FlatLayout(tuple(size for size, _ in axis), tuple(stride for _, stride in axis)) for axis in axes]
         )
     whole = [axis or ((1, facts.SIZE_ONE_STRIDE),) for axis in axes]
-    return _MeshLayout(
+    return layout_class(
         tuple(_nested(size for size, _ in axis) for axis in whole),
         tuple(_nested(stride for _, stride in axis) for axis in whole),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import weakref
 from typing import TYPE_CHECKING
 
@@ -94,4 +95,4 @@ def init_fake_world(world_size: int, rank: int = 0) -> None:
 def register_fake_backend() -> None:
     """Make the backend name `"fake"` known to torch, for groups that exist and communicate with nobody."""
     # Importing the module is what registers the backend; it is not imported with torch.
-    import torch.testing._internal.distributed.fake_pg
+    importlib.import_module("torch.testing._internal.distributed.fake_pg")

@@ -33,7 +33,8 @@ class Grid:
         """Return the nested list of ranks that a mesh with these axes shows on `rank`."""
         ranks = np.arange(self.world).reshape(self.shape)
         coordinate = np.argwhere(ranks == rank)[0]
-        wanted = [atom for axis in axes for atom in axis]
+        # Atoms of one rank move nothing, and may be part of several axes.
+        wanted = [atom for axis in axes for atom in axis if self.shape[atom] > 1]
         others = [atom for atom in range(len(self.shape)) if atom not in wanted]
         front = np.transpose(ranks, (*others, *wanted))[tuple(coordinate[atom] for atom in others)]
         nested: list[object] = front.reshape([self.size(axis) for axis in axes]).tolist()

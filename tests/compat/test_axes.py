@@ -49,9 +49,7 @@ def test_groups_partition_the_grid_as_numpy_does(case: tuple[tuple[int, ...], tu
 
 @given(shape_and_dims(), st.integers(0, 10**6))
 @settings(derandomize=True, deadline=None)
-def test_a_position_finds_the_start_of_its_own_group(
-    case: tuple[tuple[int, ...], tuple[int, ...]], pick: int
-) -> None:
+def test_a_position_finds_the_start_of_its_own_group(case: tuple[tuple[int, ...], tuple[int, ...]], pick: int) -> None:
     """The slice that contains a position begins at the start of that position's group."""
     shape, dims = case
     axis = fold(native_axes(shape)[dim] for dim in dims)

@@ -47,7 +47,12 @@ def private_uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, dotted
         elif isinstance(node, ast.keyword) and node.arg and MESH_WORDS.match(node.arg):
             yield node.value.lineno, node.arg
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"getattr", "hasattr", "setattr", "delattr"}:
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {
+            "getattr",
+            "hasattr",
+            "setattr",
+            "delattr",
+        }:
             texts = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
             yield from ((node.lineno, text) for text in texts if MESH_WORDS.match(text))
 
@@ -59,7 +64,7 @@ def _dotted(node: ast.AST) -> str:
 
 
 def _of_torch(dotted: str) -> bool:
-    return dotted.split(".")[0] in {"torch", "dist", "distributed_c10d", "c10d"}
+    return dotted.split(".", maxsplit=1)[0] in {"torch", "dist", "distributed_c10d", "c10d"}
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(CHECKOUT)))
@@ -88,7 +93,17 @@ def test_the_check_sees_private_uses(code: str) -> None:
 def test_versions_are_compared_in_one_place() -> None:
     """`torch.__version__` is read in the files that speak about it only, and parsed in one."""
     readers = [path for path in sources() if "torch.__version__" in path.read_text()]
-    allowed = {"doctor.py", "cli.py", "testing.py", "test_testing.py", "test_gate.py", "test_confined.py", "test_cli.py", "test_doctor.py", "noxfile.py"}
+    allowed = {
+        "doctor.py",
+        "cli.py",
+        "testing.py",
+        "test_testing.py",
+        "test_gate.py",
+        "test_confined.py",
+        "test_cli.py",
+        "test_doctor.py",
+        "noxfile.py",
+    }
     assert {path.name for path in readers} <= allowed
     inside = [path.name for path in sorted((CHECKOUT / "compat").glob("*.py")) if "Version(" in path.read_text()]
     assert inside == ["support.py"]

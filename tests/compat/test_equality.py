@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from itertools import combinations
 
-import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from automodel_mesh import compat
 from automodel_mesh.compat import plain
 from automodel_mesh.testing import fake_world
-
 
 # One test, not one for each shape: every test is a process, and torch's own slicing imports torch._dynamo in each.
 SHAPES = [(2, 2, 2), (1, 4, 2), (4, 1, 2), (2, 4, 1), (1, 8, 1), (8, 1, 1)]
@@ -22,7 +21,7 @@ def test_roots_slices_and_flattened_axes_equal_those_of_torch() -> None:
     with fake_world(8, rank=3):
         for shape in SHAPES:
             ours = compat.init_device_mesh("cpu", shape, mesh_dim_names=names)
-            theirs = dist.init_device_mesh("cpu", shape, mesh_dim_names=names)
+            theirs = init_device_mesh("cpu", shape, mesh_dim_names=names)
             assert ours == theirs
             assert hash(ours) == hash(theirs)
             for count in (1, 2):
@@ -37,7 +36,7 @@ def test_a_mixed_slice_equals_the_one_of_torch() -> None:
     """Native and flattened axes together: what torch gives where it can, without its warning."""
     with fake_world(8, rank=3):
         ours = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("a", "b", "c"))
-        theirs = dist.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("a", "b", "c"))
+        theirs = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("a", "b", "c"))
         compat.flatten(compat.slice_mesh(ours, ("b", "c")), "bc")
         plain.flatten(theirs["b", "c"], "bc")
         with warnings.catch_warnings():

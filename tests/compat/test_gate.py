@@ -18,7 +18,9 @@ CHECKOUT = Path(__file__).parents[2]
 
 def import_compat(preparation: str) -> subprocess.CompletedProcess[str]:
     """Import the package in a fresh process, after some preparation of torch."""
-    code = f"import torch\nfrom torch.distributed import device_mesh\n{preparation}\nfrom automodel_mesh import compat\n"
+    code = (
+        f"import torch\nfrom torch.distributed import device_mesh\n{preparation}\nfrom automodel_mesh import compat\n"
+    )
     code += "print(compat.ERA_NAME, compat.TORCH_VERSION)"
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False
@@ -27,7 +29,13 @@ def import_compat(preparation: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("release", "era"),
-    [("2.6", "since_2_06"), ("2.9.1", "since_2_06"), ("2.10", "since_2_10"), ("2.15.0", "since_2_10"), ("3.1", "since_2_10")],
+    [
+        ("2.6", "since_2_06"),
+        ("2.9.1", "since_2_06"),
+        ("2.10", "since_2_10"),
+        ("2.15.0", "since_2_10"),
+        ("3.1", "since_2_10"),
+    ],
 )
 def test_each_release_has_its_era(release: str, era: str) -> None:
     """The newest era whose first release is not newer than the torch serves it; torches of the future get the last."""
@@ -62,7 +70,7 @@ def test_a_newer_torch_of_known_structure_is_accepted() -> None:
 def test_the_installed_torch_is_one_that_is_listed() -> None:
     """The version constants fit together, and builds of a release count as that release."""
     assert Version("2.6") == compat.MINIMUM_TORCH <= compat.TORCH_VERSION
-    assert compat.TORCH_VERSION == Version(Version(torch.__version__).base_version)
+    assert Version(Version(torch.__version__).base_version) == compat.TORCH_VERSION
     assert compat.torch_at_least("2.6")
     assert compat.torch_at_least(str(compat.TORCH_VERSION))
     assert not compat.torch_at_least("99.0")

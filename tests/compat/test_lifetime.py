@@ -7,6 +7,7 @@ import gc
 import io
 import pickle
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate
 
 from automodel_mesh import compat
 from automodel_mesh.testing import fake_world
@@ -38,7 +41,11 @@ def build(api: Any = compat) -> Any:
 def test_nothing_keeps_a_dropped_family_alive(api: ModuleType) -> None:
     """When the last reference to a family of meshes goes, all its meshes go."""
     root = build(api)
-    gone = [weakref.ref(root), weakref.ref(api.flattened_meshes(root)["dp_cp"]), weakref.ref(api.slice_mesh(root, "tp"))]
+    gone = [
+        weakref.ref(root),
+        weakref.ref(api.flattened_meshes(root)["dp_cp"]),
+        weakref.ref(api.slice_mesh(root, "tp")),
+    ]
     del root
     gc.collect()
     assert [reference() for reference in gone] == [None, None, None]
@@ -58,7 +65,7 @@ def test_a_mesh_of_a_destroyed_world_is_refused_in_the_next_one() -> None:
     with fake_world(8):
         old = build()
         part = compat.slice_mesh(old, "tp")
-    requests = [
+    requests: list[Callable[[], object]] = [
         lambda: compat.slice_mesh(old, ("dp", "cp")),
         lambda: compat.get_group(part),
         lambda: compat.flatten(old, "all"),
@@ -83,7 +90,8 @@ def test_a_new_world_has_none_of_the_old_flattened_axes(api: ModuleType, tmp_pat
     rank, world = dist.get_rank(), dist.get_world_size()
     dist.barrier()
     dist.destroy_process_group()
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), world), rank=rank, world_size=world)
+    store = dist.FileStore(str(tmp_path / "store"), world)  # type: ignore[attr-defined] # public, says torch's manual
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     new = api.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     flat = api.flatten(new, "all")
     total = torch.ones(1)
@@ -134,8 +142,6 @@ def test_a_pickled_mesh_does_not_need_this_library_to_be_loaded() -> None:
 
 def test_a_checkpoint_with_a_mesh_loads_with_weights_only() -> None:
     """`torch.load(weights_only=True)` takes a DTensor on one of our meshes, as it takes one on torch's own."""
-    from torch.distributed.tensor import DTensor, Replicate
-
     with fake_world(8):
         mesh = compat.slice_mesh(build(), "tp")
         buffer = io.BytesIO()
@@ -148,7 +154,7 @@ def test_a_checkpoint_with_a_mesh_loads_with_weights_only() -> None:
 def test_building_without_a_world_says_what_to_do() -> None:
     """Looking a foreign mesh up where nothing is initialised is an error with the remedy."""
     with fake_world(8):
-        mesh = dist.init_device_mesh("cpu", (8,), mesh_dim_names=("dp",))
+        mesh = init_device_mesh("cpu", (8,), mesh_dim_names=("dp",))
     with pytest.raises(compat.ProcessGroupDestroyedError, match="init_process_group"):
         compat.slice_mesh(mesh, "dp")
 

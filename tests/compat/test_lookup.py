@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from automodel_mesh import compat
 from automodel_mesh.compat import plain
@@ -143,7 +144,7 @@ def test_lookups_under_fake_tensors_are_real() -> None:
 def test_meshes_of_torchs_own_making_belong_to_their_family() -> None:
     """A root, a slice and a flattened mesh made by torch are looked up like ours, and their groups are shared."""
     with fake_world(8, rank=5):
-        root = dist.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
+        root = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
         part = root["dp", "cp"]
         groups = compat.live_process_groups()
         assert compat.get_root_mesh(part) is root
@@ -156,6 +157,6 @@ def test_meshes_of_torchs_own_making_belong_to_their_family() -> None:
 def test_ranks_that_a_group_cannot_keep_in_order_are_refused() -> None:
     """Torch sorts the ranks of a group, so an axis of descending ranks has no matching group, and we say so."""
     with fake_world(4):
-        root = dist.DeviceMesh("cpu", [[3, 2], [1, 0]], mesh_dim_names=("dp", "tp"))
+        root = DeviceMesh("cpu", [[3, 2], [1, 0]], mesh_dim_names=("dp", "tp"))
         with pytest.raises(ValueError, match=r"shows the ranks 1, 0, but its process group has 0, 1"):
             compat.get_group(root, "tp")

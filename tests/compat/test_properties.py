@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch.distributed as dist
@@ -56,7 +57,7 @@ def programs(draw: st.DrawFn, *, largest: int, length: int = 6, world: int | Non
             shape.append(size)
     shape = shape or [1]
     cuts = [0, *(atom for atom in range(1, len(shape)) if draw(st.booleans())), len(shape)]
-    native = tuple(tuple(range(left, right)) for left, right in zip(cuts, cuts[1:], strict=False))
+    native = tuple(tuple(range(left, right)) for left, right in pairwise(cuts))
     grid = Grid(tuple(shape))
     program = Program(grid, native, outsiders=world is not None and grid.world < world)
     program.meshes.append(Expected({f"n{dim}": axis for dim, axis in enumerate(native)}, ("root",)))
@@ -70,37 +71,58 @@ def programs(draw: st.DrawFn, *, largest: int, length: int = 6, world: int | Non
 
 
 def _derive(draw: st.DrawFn, program: Program, kind: str, source: int, number: int) -> Expected | None:
-    if program.outsiders and kind in ("flatten", "unflatten"):
+    """Draw one derivation of a kind, `None` where this mesh allows none."""
+    if program.outsiders and kind in {"flatten", "unflatten"}:
         source = 0
+    derivations = {
+        "flatten": _derive_flattened,
+        "slice": _derive_slice,
+        "slice_flattened": _derive_slice_of_flattened,
+        "unflatten": _derive_unflattened,
+        "concatenate": _derive_concatenated,
+    }
+    return derivations[kind](draw, program, source, number)
+
+
+def _derive_flattened(draw: st.DrawFn, program: Program, source: int, number: int) -> Expected | None:
     axes = program.meshes[source].axes
-    if kind == "flatten":
-        steps = program.steps(list(axes.values()))
-        if steps != sorted(steps) or len(axes) == 1:
-            return None
-        program.flattened[f"f{number}"] = tuple(atom for axis in axes.values() for atom in axis)
-        return Expected({f"f{number}": program.flattened[f"f{number}"]}, ("flatten", source, f"f{number}"))
-    if kind == "slice":
-        chosen = {name: axis for name, axis in axes.items() if draw(st.booleans())}
-        return Expected(chosen, ("slice", source, tuple(chosen))) if chosen else None
-    if kind == "slice_flattened" and program.flattened:
-        name = draw(st.sampled_from(sorted(program.flattened)))
-        return Expected({name: program.flattened[name]}, ("slice", source, (name,)))
-    if kind == "unflatten":
-        name = draw(st.sampled_from(sorted(axes)))
-        cut = draw(st.integers(0, len(axes[name])))
-        parts = {f"u{number}": axes[name][:cut], f"v{number}": axes[name][cut:]}
-        new: dict[str, Atoms] = {}
-        for old, axis in axes.items():
-            new.update(parts if old == name else {old: axis})
-        sizes = tuple(program.grid.size(part) for part in parts.values())
-        return Expected(new, ("unflatten", source, name, sizes, tuple(parts)))
-    if kind == "concatenate":
-        other = draw(st.integers(0, len(program.meshes) - 1))
-        more = program.meshes[other].axes
-        if set(axes) & set(more) or not program.disjoint([*axes.values(), *more.values()]):
-            return None
-        return Expected({**axes, **more}, ("concatenate", source, other))
-    return None
+    steps = program.steps(list(axes.values()))
+    if steps != sorted(steps) or len(axes) == 1:
+        return None
+    program.flattened[f"f{number}"] = tuple(atom for axis in axes.values() for atom in axis)
+    return Expected({f"f{number}": program.flattened[f"f{number}"]}, ("flatten", source, f"f{number}"))
+
+
+def _derive_slice(draw: st.DrawFn, program: Program, source: int, number: int) -> Expected | None:
+    chosen = {name: axis for name, axis in program.meshes[source].axes.items() if draw(st.booleans())}
+    return Expected(chosen, ("slice", source, tuple(chosen))) if chosen else None
+
+
+def _derive_slice_of_flattened(draw: st.DrawFn, program: Program, source: int, number: int) -> Expected | None:
+    if not program.flattened:
+        return None
+    name = draw(st.sampled_from(sorted(program.flattened)))
+    return Expected({name: program.flattened[name]}, ("slice", source, (name,)))
+
+
+def _derive_unflattened(draw: st.DrawFn, program: Program, source: int, number: int) -> Expected | None:
+    axes = program.meshes[source].axes
+    name = draw(st.sampled_from(sorted(axes)))
+    cut = draw(st.integers(0, len(axes[name])))
+    parts = {f"u{number}": axes[name][:cut], f"v{number}": axes[name][cut:]}
+    new: dict[str, Atoms] = {}
+    for old, axis in axes.items():
+        new.update(parts if old == name else {old: axis})
+    sizes = tuple(program.grid.size(part) for part in parts.values())
+    return Expected(new, ("unflatten", source, name, sizes, tuple(parts)))
+
+
+def _derive_concatenated(draw: st.DrawFn, program: Program, source: int, number: int) -> Expected | None:
+    other = draw(st.integers(0, len(program.meshes) - 1))
+    axes, more = program.meshes[source].axes, program.meshes[other].axes
+    if set(axes) & set(more) or not program.disjoint([*axes.values(), *more.values()]):
+        return None
+    return Expected({**axes, **more}, ("concatenate", source, other))
 
 
 def run_program(program: Program) -> None:
