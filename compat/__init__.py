@@ -17,6 +17,7 @@ from automodel_mesh.compat.errors import (
     UnsupportedTorchError,
 )
 from automodel_mesh.compat.gate import ERA_NAME
+from automodel_mesh.compat.groups import GroupReport
 from automodel_mesh.compat.lookup import (
     flattened_meshes,
     get_coordinate,
@@ -25,6 +26,7 @@ from automodel_mesh.compat.lookup import (
     reset_mesh_registry,
 )
 from automodel_mesh.compat.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
+from automodel_mesh.compat.teardown import abort_process_groups, destroy_process_groups, list_process_groups
 from automodel_mesh.compat.worlds import (
     find_process_group,
     init_fake_world,
@@ -38,13 +40,16 @@ __all__ = [
     "MINIMUM_TORCH",
     "NEWEST_TESTED_TORCH",
     "TORCH_VERSION",
+    "GroupReport",
     "MeshArgumentError",
     "ProcessGroupDestroyedError",
     "RankNotInMeshError",
     "UnknownAxisError",
     "UnnamedMeshError",
     "UnsupportedTorchError",
+    "abort_process_groups",
     "concatenate",
+    "destroy_process_groups",
     "find_process_group",
     "flatten",
     "flattened_meshes",
@@ -53,6 +58,7 @@ __all__ = [
     "get_root_mesh",
     "init_device_mesh",
     "init_fake_world",
+    "list_process_groups",
     "live_meshes",
     "live_process_groups",
     "register_fake_backend",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from automodel_mesh.compat.requests import (
     BackendChoice,
     group_specs,
     requested_names,
+    requested_ranks,
     requested_sizes,
     require_same_length,
 )
@@ -31,8 +33,10 @@ def init_device_mesh(
     *,
     mesh_dim_names: Sequence[str] | None = None,
     backend_override: Mapping[int | str, BackendChoice] | None = None,
+    ranks: Sequence[int] | None = None,
+    timeout: timedelta | None = None,
 ) -> DeviceMesh:
-    """Build a root mesh over the first ranks of the world.
+    """Build a root mesh over the first ranks of the world, or over chosen ones.
 
     Called on every rank of the world, with the same arguments. The default process group is initialised from the
     environment if there is none, and an accelerator that was not selected yet is selected (`LOCAL_RANK`, else the
@@ -47,12 +51,15 @@ def init_device_mesh(
         mesh_dim_names: a distinct name for each axis; `None` for a mesh without names.
         backend_override: for an axis, by index or name: a backend, its options, or both as a pair. An axis with an
             override gets groups of its own. The mapping is not changed (torch empties it).
+        ranks: the global ranks of the mesh in row-major order, ascending; by default 0, 1, 2 and so on.
+        timeout: the timeout of every group made for the mesh and what is derived from it; by default that of the
+            backend. The default group keeps its own, so with a timeout an axis over the whole world gets a group.
 
     Returns:
         The mesh. On a rank outside of it, a mesh whose coordinate is `None`.
 
     Raises:
-        ValueError: sizes, names or override do not fit together, or the mesh is larger than the world.
+        ValueError: sizes, names, ranks or override do not fit together, or the mesh is larger than the world.
         TypeError: a size that is not an integer, a name that is not a string.
 
     Torch releases:
@@ -73,14 +80,14 @@ def init_device_mesh(
         require_same_length(shape, names, what)
     specs = group_specs(backend_override, len(shape), names)
     _join_world(device_type)
-    _require_fit(shape)
+    members = _require_ranks(shape, ranks)
 
     axes = native_axes(shape)
-    table = GroupTable(range(math.prod(shape)))
+    table = GroupTable(members, timeout)
     labels = names or [f"dim_{dim}" for dim in range(len(shape))]
     found = [table.find_or_make(axis, spec, label) for axis, spec, label in zip(axes, specs, labels, strict=True)]
     with _disable_current_modes():
-        mesh = era.make_root(device_type, shape, names, [group for group in found if group is not None])
+        mesh = era.make_root(device_type, members, shape, names, [group for group in found if group is not None])
     start_family(Family(mesh, table))
     return mesh
 
@@ -98,9 +105,17 @@ def _join_world(device_type: str) -> None:
     device.set_device(int(local_rank) if local_rank is not None else dist.get_rank() % device.device_count())
 
 
-def _require_fit(shape: tuple[int, ...]) -> None:
-    if math.prod(shape) > dist.get_world_size():
-        raise MeshArgumentError(
-            f"a mesh of shape {shape} has {math.prod(shape)} ranks, but the world has {dist.get_world_size()}: make "
-            "an axis smaller or start more ranks."
-        )
+def _require_ranks(shape: tuple[int, ...], ranks: Sequence[int] | None) -> Sequence[int]:
+    """Return the ranks of the mesh, which must be in the world, ascend, and fill the shape."""
+    world, wanted = dist.get_world_size(), math.prod(shape)
+    if ranks is None:
+        if wanted > world:
+            raise MeshArgumentError(
+                f"a mesh of shape {shape} has {wanted} ranks, but the world has {world}: make an axis smaller or "
+                "start more ranks."
+            )
+        return range(wanted)
+    given = requested_ranks(ranks, world)
+    if len(given) != wanted:
+        raise MeshArgumentError(f"a mesh of shape {shape} has {wanted} ranks, but {len(given)} were given.")
+    return given

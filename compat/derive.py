@@ -16,7 +16,7 @@ from automodel_mesh.compat.axes import Axis, axis_size, fold, is_ascending, over
 from automodel_mesh.compat.errors import MeshArgumentError, UnknownAxisError
 from automodel_mesh.compat.family import Family, family_of, lookups_of, native_group
 from automodel_mesh.compat.gate import era
-from automodel_mesh.compat.groups import DEFAULT_SPEC
+from automodel_mesh.compat.making import DEFAULT_SPEC
 from automodel_mesh.compat.requests import (
     BackendChoice,
     axis_names,

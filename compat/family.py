@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from automodel_mesh.compat.axes import Axis, first_position, offsets
 from automodel_mesh.compat.errors import MeshArgumentError, ProcessGroupDestroyedError, RankNotInMeshError
 from automodel_mesh.compat.gate import era
-from automodel_mesh.compat.groups import GroupSpec, GroupTable
+from automodel_mesh.compat.groups import GroupTable
+from automodel_mesh.compat.making import GroupSpec
 from automodel_mesh.compat.worlds import current_world, is_current
 
 if TYPE_CHECKING:
@@ -57,10 +58,17 @@ class Family(StaysHere):
         self.root = root
         self.world = weakref.ref(world)
         self.groups = groups or GroupTable(_ranks_of(root))
+        self.closed = False
         self.unflattened: dict[str, set[Axis]] = {}
         # Groups that we made have the right ranks; those that torch made are compared with the mesh at each use.
         self._made_here = groups is not None
         self._derived: dict[Any, DeviceMesh] = {}
+
+    @staticmethod
+    def known(mesh: DeviceMesh) -> Family | None:
+        """Return the family of a mesh if it is on the books, in whichever state."""
+        family = era.root_of(require_mesh(mesh)).__dict__.get(_FAMILY)
+        return family if isinstance(family, Family) else None
 
     def along(self, mesh: DeviceMesh, dim: int) -> ProcessGroup:
         """Return the process group along an axis of a mesh of the family.
@@ -98,7 +106,16 @@ class Family(StaysHere):
         return mesh
 
     def make_groups(self, axes: Sequence[Axis], names: Sequence[str], specs: Sequence[GroupSpec]) -> list[ProcessGroup]:
-        """Find or make this rank's groups along some axes; empty where the rank is outside. On every rank together."""
+        """Find or make this rank's groups along some axes; empty where the rank is outside. On every rank together.
+
+        Raises:
+            MeshArgumentError: the ranks of the root do not ascend, those of a group always do.
+        """
+        if not self.groups.ascending:
+            raise MeshArgumentError(
+                f"{self.root} has its ranks in the order {_few(self.groups.ranks)}, and the ranks of a process group "
+                "always ascend: build the mesh over ranks in ascending order."
+            )
         found = [
             self.groups.find_or_make(axis, spec, name) for axis, name, spec in zip(axes, names, specs, strict=True)
         ]
@@ -106,14 +123,22 @@ class Family(StaysHere):
 
     def adopt_groups(self) -> None:
         """Take in the groups that torch made for the root and its flattened axes, to share them."""
+        if self.root.get_coordinate() is None or not self.groups.ascending:
+            return
         # Groups of torch's making are shared only where they are of the default kind: all ranks see that alike.
         default = dist.get_backend()
-        meshes = [self.root, *era.flattened(self.root).values()]
-        for mesh in meshes if self.root.get_coordinate() is not None else ():
-            for dim, axis in enumerate(era.axes_of(mesh)):
+        for mesh in (self.root, *era.flattened(self.root).values()):
+            names = mesh.mesh_dim_names or [f"dim_{dim}" for dim in range(mesh.ndim)]
+            for dim, (axis, name) in enumerate(zip(era.axes_of(mesh), names, strict=True)):
                 group = native_group(mesh, dim)
                 if dist.get_backend(group) == default:
-                    self.groups.adopt(axis, group)
+                    self.groups.adopt(axis, group, name)
+
+    def forget_lookups(self) -> None:
+        """Drop every remembered answer, on the root and on all that was derived from it."""
+        for mesh in (self.root, *self._derived.values()):
+            mesh.__dict__.pop(_LOOKUPS, None)
+        self._derived.clear()
 
     def _require_ranks(self, mesh: DeviceMesh, dim: int, group: ProcessGroup) -> None:
         axis = era.axes_of(mesh)[dim]
@@ -139,6 +164,8 @@ def family_of(mesh: DeviceMesh) -> Family:
     if not isinstance(family, Family):  # torch made the root, or it was copied or unpickled
         family = start_family(Family(root))
         family.adopt_groups()
+    if family.closed:
+        raise ProcessGroupDestroyedError(f"{mesh} was closed, its process groups are destroyed: build the mesh again.")
     if not is_current(family.world):
         raise ProcessGroupDestroyedError(
             f"{mesh} was made in a world of process groups that has been destroyed since: build the mesh again after "

@@ -29,9 +29,14 @@ class Era(Protocol):
         """Return the axes of a mesh, over the positions of its root."""
 
     def make_root(
-        self, device_type: str, shape: tuple[int, ...], names: tuple[str, ...] | None, groups: Sequence[ProcessGroup]
+        self,
+        device_type: str,
+        ranks: Sequence[int],
+        shape: tuple[int, ...],
+        names: tuple[str, ...] | None,
+        groups: Sequence[ProcessGroup],
     ) -> DeviceMesh:
-        """Make a root mesh of the ranks 0, 1, 2, ... over groups that exist; no groups for a rank outside of it."""
+        """Make a root mesh of these ranks over groups that exist; no groups for a rank outside of it."""
 
     def make_derived(
         self,

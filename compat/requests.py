@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 from torch._C._distributed_c10d import Backend
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.errors import MeshArgumentError, UnknownAxisError, UnnamedMeshError
-from automodel_mesh.compat.groups import DEFAULT_SPEC, GroupSpec
+from automodel_mesh.compat.making import DEFAULT_SPEC, GroupSpec
 
 BackendChoice: TypeAlias = "str | Backend.Options | tuple[str | None, Backend.Options | None]"
 """What one axis may ask of its process group: a backend, options, or both."""
@@ -51,6 +52,17 @@ def requested_sizes(sizes: Sequence[int], what: str) -> tuple[int, ...]:
             raise MeshArgumentError(f"{what}: sizes are at least 1, got {size} in {given}")
     if not given:
         raise MeshArgumentError(f"{what}: no size was given; an axis needs one.")
+    return given
+
+
+def requested_ranks(ranks: Sequence[int], world: int) -> tuple[int, ...]:
+    """Check global ranks: distinct integers of the world, ascending as the ranks of a process group do."""
+    given = tuple(ranks)
+    for rank in given:
+        if isinstance(rank, bool) or not isinstance(rank, int):
+            raise TypeError(f"ranks are integers, got {rank!r} of type {type(rank).__name__}")
+    if any(left >= right for left, right in pairwise(given)) or not set(given) <= set(range(world)):
+        raise MeshArgumentError(f"ranks are distinct, ascending and from 0 to {world - 1}, got {list(given)}.")
     return given
 
 

@@ -8,7 +8,6 @@ are final: nothing moves under this code any more. Delete the module when the fl
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -105,13 +104,17 @@ def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
 
 
 def make_root(
-    device_type: str, shape: tuple[int, ...], names: tuple[str, ...] | None, groups: Sequence[ProcessGroup]
+    device_type: str,
+    ranks: Sequence[int],
+    shape: tuple[int, ...],
+    names: tuple[str, ...] | None,
+    groups: Sequence[ProcessGroup],
 ) -> DeviceMesh:
     """Make a root mesh without letting torch make its groups."""
-    ranks = torch.arange(math.prod(shape), dtype=torch.int, device="cpu").view(shape)
+    grid = torch.tensor(ranks, dtype=torch.int, device="cpu").view(shape)
     if groups:
-        return DeviceMesh.from_group(list(groups), device_type, ranks, mesh_dim_names=names)
-    return DeviceMesh(device_type, ranks, mesh_dim_names=names, _init_backend=False)
+        return DeviceMesh.from_group(list(groups), device_type, grid, mesh_dim_names=names)
+    return DeviceMesh(device_type, grid, mesh_dim_names=names, _init_backend=False)
 
 
 def make_derived(

@@ -28,11 +28,15 @@ def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
 
 
 def make_root(
-    device_type: str, shape: tuple[int, ...], names: tuple[str, ...] | None, groups: Sequence[ProcessGroup]
+    device_type: str,
+    ranks: Sequence[int],
+    shape: tuple[int, ...],
+    names: tuple[str, ...] | None,
+    groups: Sequence[ProcessGroup],
 ) -> DeviceMesh:
     """Make a root mesh without letting torch make its groups."""
-    ranks = torch.arange(_product(shape), dtype=torch.int, device="cpu").view(shape)
-    mesh = DeviceMesh(device_type, ranks, mesh_dim_names=names, _init_backend=False)
+    grid = torch.tensor(ranks, dtype=torch.int, device="cpu").view(shape)
+    mesh = DeviceMesh(device_type, grid, mesh_dim_names=names, _init_backend=False)
     _attach(mesh, mesh, groups)
     return mesh
 
@@ -107,7 +111,3 @@ def _nested(numbers: Any) -> Any:
     # A single pair stands bare in a layout, several stand in a tuple of their own.
     found = tuple(numbers)
     return found[0] if len(found) == 1 else found
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())

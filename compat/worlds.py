@@ -7,9 +7,12 @@ import importlib
 import weakref
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
+
+from automodel_mesh.compat import facts
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -64,6 +67,14 @@ def find_process_group(name: str) -> ProcessGroup:
     raise KeyError(f"no process group {name!r} in this process: it has {sorted(names.values())}")
 
 
+def abort_process_group(group: ProcessGroup) -> None:
+    """End a process group without waiting for its other members, and forget it."""
+    if facts.ABORT_IS_FOR_NCCL_ONLY and "nccl" not in str(dist.get_backend(group)):
+        dist.destroy_process_group(group)  # of other backends it waits for nobody
+    else:
+        distributed_c10d._abort_process_group(group)
+
+
 def live_meshes() -> list[DeviceMesh]:
     """List the `DeviceMesh` objects that are alive in this process, whoever made them.
 
@@ -90,6 +101,22 @@ def init_fake_world(world_size: int, rank: int = 0) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+
+
+def group_counts_agree() -> bool:
+    """Let all ranks of the world find out whether they have made the same numbers of process groups so far.
+
+    Torch names a group that only its members make after the number of groups this rank has, so those names are equal
+    on all members only where these numbers are. One small all-reduce; every rank of the world must call it.
+    """
+    world = distributed_c10d._world
+    counts = [len(world.pg_names), world.group_count]
+    on_cpu = "nccl" not in str(dist.get_backend())
+    device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+    # The largest count and the largest negative count: both are ours only where all counts are equal.
+    largest = torch.tensor([*counts, *(-count for count in counts)], device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return [abs(count) for count in largest.tolist()] == [*counts, *counts]
 
 
 def register_fake_backend() -> None:

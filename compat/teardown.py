@@ -1,0 +1,81 @@
+"""The process groups of a whole mesh family: listing them, and ending them."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from automodel_mesh.compat.family import Family, family_of
+from automodel_mesh.compat.groups import GroupReport
+from automodel_mesh.compat.worlds import abort_process_group
+
+
+def list_process_groups(mesh: DeviceMesh) -> list[GroupReport]:
+    """List the process groups of a mesh's family that this rank belongs to.
+
+    Args:
+        mesh: any mesh of the family.
+
+    Returns:
+        For each group: its name, the axes that use it, its global ranks, its backend, the options and timeout that
+        were asked for (`None`: the default), and whether this library made it.
+
+    Raises:
+        ProcessGroupDestroyedError: the family is closed, or its world is gone.
+    """
+    return family_of(mesh).groups.report()
+
+
+def destroy_process_groups(mesh: DeviceMesh) -> None:
+    """Destroy exactly the process groups that this library made for a mesh's family, and close the family.
+
+    Called on every rank of the family. The default group and groups that torch made stay. Meshes of a closed family
+    are refused afterwards. A family whose world is gone already is closed without another word.
+
+    Args:
+        mesh: any mesh of the family.
+
+    Raises:
+        TypeError: `mesh` is no `DeviceMesh`.
+
+    Source:
+        `torch.distributed.destroy_process_group`.
+    """
+    family = Family.known(mesh)
+    if family is None or family.closed:
+        return
+    for group in list(family.groups.groups_made_here()):
+        dist.destroy_process_group(group)
+    _close(family)
+
+
+def abort_process_groups(mesh: DeviceMesh) -> None:
+    """Abort the process groups that this library made for a mesh's family, derived axes included, and close it.
+
+    For a rank that must not wait for its peers, because one of them is gone.
+
+    Args:
+        mesh: any mesh of the family.
+
+    Raises:
+        TypeError: `mesh` is no `DeviceMesh`.
+
+    Torch releases:
+        2.15 has `DeviceMesh.abort`, which knows the axes of the mesh itself and its flattened axes only. Here the
+        groups of unflattened axes are covered too, on every release. NCCL's collectives under way fail; gloo does
+        not interrupt one that a thread is waiting for, on any release.
+
+    Source:
+        `torch.distributed.device_mesh.DeviceMesh.abort`.
+    """
+    family = Family.known(mesh)
+    if family is None or family.closed:
+        return
+    for group in list(family.groups.groups_made_here()):
+        abort_process_group(group)
+    _close(family)
+
+
+def _close(family: Family) -> None:
+    family.closed = True
+    family.forget_lookups()
