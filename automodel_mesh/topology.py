@@ -301,9 +301,7 @@ def check_ranks(ranks: Sequence[int], world_size: int | None = None) -> Sequence
         ValueError: `ranks` is empty, not strictly ascending, negative, or reaches outside the world.
     """
     if not _is_list(ranks):
-        raise TypeError(
-            f"ranks={ranks!r} is of type {type(ranks).__name__}: give a list of ints, such as [0, 1, 2]"
-        )
+        raise TypeError(f"ranks={ranks!r} is of type {type(ranks).__name__}: give a list of ints, such as [0, 1, 2]")
     if world_size is not None:
         check_size("world_size", world_size)
     if not ranks:
@@ -611,9 +609,7 @@ def _check_grid(axes: tuple[str, ...], shape: tuple[int, ...]) -> None:
     if not axes:
         raise ValueError("axes is empty: give at least one axis")
     if len(axes) != len(shape):
-        raise ValueError(
-            f"axes={axes} has {len(axes)} names, shape={shape} has {len(shape)} sizes: give one size each"
-        )
+        raise ValueError(f"axes={axes} has {len(axes)} names, shape={shape} has {len(shape)} sizes: give one size each")
     repeated = sorted({axis for axis in axes if axes.count(axis) > 1})
     if repeated:
         raise ValueError(f"axes={axes} repeats {', '.join(repeated)}: give every axis its own name")
@@ -625,9 +621,7 @@ def _check_derived(axes: tuple[str, ...], derived: Mapping[str, tuple[str, ...]]
     """Require that derived axes have names of their own and fold native axes in the order of the grid."""
     for name, folded in derived.items():
         if name in axes:
-            raise ValueError(
-                f"derived axis {name!r} has the name of a native axis: choose a name not in {axes}"
-            )
+            raise ValueError(f"derived axis {name!r} has the name of a native axis: choose a name not in {axes}")
         unknown = [axis for axis in folded if axis not in axes]
         if unknown or not folded:
             what = f"folds unknown axes {unknown}" if unknown else "folds no axis"
@@ -635,9 +629,7 @@ def _check_derived(axes: tuple[str, ...], derived: Mapping[str, tuple[str, ...]]
         places = [axes.index(axis) for axis in folded]
         if any(later <= earlier for earlier, later in pairwise(places)):
             ordered = tuple(axis for axis in axes if axis in folded)
-            raise ValueError(
-                f"derived axis {name!r} folds {folded}: name each axis once, in grid order: {ordered}"
-            )
+            raise ValueError(f"derived axis {name!r} folds {folded}: name each axis once, in grid order: {ordered}")
 
 
 def _members(ranks: Sequence[int], first: int, layout: Layout) -> tuple[int, ...]:
@@ -783,9 +775,7 @@ def plan_topologies(
     """
     plan = next((plan for name, plan in _PLANS.items() if name == strategy), None)
     if plan is None:
-        raise ValueError(
-            f"strategy={strategy!r} is not known: give one of {', '.join(map(repr, STRATEGIES))}"
-        )
+        raise ValueError(f"strategy={strategy!r} is not known: give one of {', '.join(map(repr, STRATEGIES))}")
     check_sizes(sizes)
     check_size("world_size", world_size)
     if ranks is None:
@@ -838,9 +828,7 @@ def _plan_experts(root: Topology, ep_size: int) -> Topology | None:
 def _plan_megatron_fsdp(sizes: SizesLike, where: _Ranks) -> Topologies:
     _require_one("megatron_fsdp", sizes, "pp_size", "ep_size", "dp_replicate_size")
     factors = {"tp_size": sizes.tp_size, "cp_size": sizes.cp_size}
-    dp = infer_dp_size(
-        sizes.dp_size, len(where.ranks), factors, strategy="megatron_fsdp", counted_as=where.counted_as
-    )
+    dp = infer_dp_size(sizes.dp_size, len(where.ranks), factors, strategy="megatron_fsdp", counted_as=where.counted_as)
     root = Topology(
         axes=("dp", "cp", "tp"),
         shape=(dp, sizes.cp_size, sizes.tp_size),

@@ -7,7 +7,6 @@ relies on is used in here and nowhere else.
 from __future__ import annotations
 
 from automodel_mesh.compat.create import init_device_mesh
-from automodel_mesh.compat.derive import concatenate, flatten, slice_mesh, unflatten
 from automodel_mesh.compat.errors import (
     MeshArgumentError,
     ProcessGroupDestroyedError,
@@ -16,6 +15,7 @@ from automodel_mesh.compat.errors import (
     UnnamedMeshError,
     UnsupportedTorchError,
 )
+from automodel_mesh.compat.folding import flatten, refold, unflatten
 from automodel_mesh.compat.gate import ERA_NAME
 from automodel_mesh.compat.groups import GroupReport
 from automodel_mesh.compat.lookup import (
@@ -25,6 +25,7 @@ from automodel_mesh.compat.lookup import (
     get_root_mesh,
     reset_mesh_registry,
 )
+from automodel_mesh.compat.slicing import concatenate, find_submesh, remembered, slice_mesh
 from automodel_mesh.compat.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
 from automodel_mesh.compat.teardown import abort_process_groups, destroy_process_groups, list_process_groups
 from automodel_mesh.compat.worlds import (
@@ -51,6 +52,7 @@ __all__ = [
     "concatenate",
     "destroy_process_groups",
     "find_process_group",
+    "find_submesh",
     "flatten",
     "flattened_meshes",
     "get_coordinate",
@@ -61,7 +63,9 @@ __all__ = [
     "list_process_groups",
     "live_meshes",
     "live_process_groups",
+    "refold",
     "register_fake_backend",
+    "remembered",
     "reset_mesh_registry",
     "slice_mesh",
     "torch_at_least",

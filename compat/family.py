@@ -42,7 +42,7 @@ class Lookups(StaysHere):
 
     def __init__(self, world: weakref.ref[ProcessGroup]) -> None:
         self.world = world
-        self.slices: dict[Any, DeviceMesh] = {}
+        self.answers: dict[str, dict[Any, DeviceMesh]] = {}
 
 
 class Family(StaysHere):

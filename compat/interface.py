@@ -1,7 +1,7 @@
 """What an era module supplies: the bookkeeping that differs between torch releases, and nothing else.
 
-The contract that users see is written once, in `create.py`, `derive.py` and `lookup.py`, on top of these functions,
-so it cannot differ between releases by accident.
+The contract that users see is written once, in `create.py`, `slicing.py`, `folding.py` and `lookup.py`, on top of
+these functions, so it cannot differ between releases by accident.
 """
 
 from __future__ import annotations

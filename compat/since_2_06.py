@@ -113,7 +113,11 @@ def make_root(
     """Make a root mesh without letting torch make its groups."""
     grid = torch.tensor(ranks, dtype=torch.int, device="cpu").view(shape)
     if groups:
-        return DeviceMesh.from_group(list(groups), device_type, grid, mesh_dim_names=names)
+        # From 2.7 on, several groups want names; a mesh may have none, so it gets some and loses them again.
+        placeholders = names or tuple(f"dim_{dim}" for dim in range(len(shape)))
+        mesh = DeviceMesh.from_group(list(groups), device_type, grid, mesh_dim_names=placeholders)
+        mesh.mesh_dim_names = names
+        return mesh
     return DeviceMesh(device_type, grid, mesh_dim_names=names, _init_backend=False)
 
 

@@ -82,7 +82,8 @@ def live_meshes() -> list[DeviceMesh]:
         The meshes, after a full garbage collection, so that cycles between a root and its slices do not count.
     """
     gc.collect()
-    return [thing for thing in gc.get_objects() if isinstance(thing, DeviceMesh)]
+    # By the type, not isinstance, which reads __class__: a deprecated object of torch's warns when it is read.
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), DeviceMesh)]
 
 
 def init_fake_world(world_size: int, rank: int = 0) -> None:

@@ -438,9 +438,7 @@ def test_sizes_below_one_are_refused(field: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize(
-    ("value", "kind"), [("8", "str"), (2.0, "float"), (True, "bool"), (np.int64(2), "int64")]
-)
+@pytest.mark.parametrize(("value", "kind"), [("8", "str"), (2.0, "float"), (True, "bool"), (np.int64(2), "int64")])
 def test_sizes_that_are_no_int_are_refused(field: str, value: object, kind: str) -> None:
     """A string, float, bool or NumPy integer is a TypeError that names the field, the value and its type."""
     with pytest.raises(TypeError, match=rf"^{field}=.* is of type {kind}: give an int of at least 1"):
@@ -619,18 +617,12 @@ def test_dp_size_is_inferred_exactly_when_the_rest_divides(dp: int, rest: list[i
         (
             "ddp",
             {"tp_size": 2},
-            (
-                "ddp: tp_size=2, but ddp does not support tensor parallelism: give tp_size=1, or use "
-                "strategy 'fsdp2'"
-            ),
+            ("ddp: tp_size=2, but ddp does not support tensor parallelism: give tp_size=1, or use strategy 'fsdp2'"),
         ),
         (
             "ddp",
             {"cp_size": 2},
-            (
-                "ddp: cp_size=2, but ddp does not support context parallelism: give cp_size=1, or use "
-                "strategy 'fsdp2'"
-            ),
+            ("ddp: cp_size=2, but ddp does not support context parallelism: give cp_size=1, or use strategy 'fsdp2'"),
         ),
     ],
 )
@@ -669,9 +661,7 @@ def test_long_choices_are_shortened() -> None:
 @pytest.mark.parametrize("strategy", ["fsdp", "", None, 3])
 def test_an_unknown_strategy_is_refused(strategy: str) -> None:
     """An unknown strategy is refused with the ones there are."""
-    with pytest.raises(
-        ValueError, match=r"strategy=.* is not known: give one of 'fsdp2', 'megatron_fsdp', 'ddp'"
-    ):
+    with pytest.raises(ValueError, match=r"strategy=.* is not known: give one of 'fsdp2', 'megatron_fsdp', 'ddp'"):
         plan_topologies(strategy, Sizes(), 8)
 
 
@@ -707,9 +697,7 @@ def test_an_unknown_axis_is_refused_with_those_there_are() -> None:
         ({"ranks": [0, 1, 2, 2]}, ValueError, r"ranks\[3\]=2 repeats"),
     ],
 )
-def test_a_malformed_grid_is_refused(
-    arguments: dict[str, object], error: type[Exception], message: str
-) -> None:
+def test_a_malformed_grid_is_refused(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     """A topology that does not hang together cannot be made, and the message names the fault."""
     whole: dict[str, object] = {"axes": ("a", "b"), "shape": (2, 2), **arguments}
     with pytest.raises(error, match=message):

@@ -1,20 +1,19 @@
-"""Deriving meshes from a mesh: folding axes into one, slicing, splitting an axis, joining meshes.
+"""Folding axes into one and splitting them: the operations that may make process groups.
 
-All ranks of the world make the same requests in the same order, as they do with torch. Only `flatten` and
-`unflatten` can make process groups; they take ranks outside of the mesh along, then refuse them.
+All ranks of the world make the same requests in the same order, as they do with torch. Ranks outside of a mesh take
+part in making its groups, and are then refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.compat.axes import Axis, axis_size, fold, is_ascending, overlap, split
-from automodel_mesh.compat.errors import MeshArgumentError, UnknownAxisError
-from automodel_mesh.compat.family import Family, family_of, lookups_of, native_group
+from automodel_mesh.compat.axes import Axis, axis_size, fold, is_ascending, split
+from automodel_mesh.compat.errors import MeshArgumentError
+from automodel_mesh.compat.family import Family, family_of, native_group
 from automodel_mesh.compat.gate import era
 from automodel_mesh.compat.making import DEFAULT_SPEC
 from automodel_mesh.compat.requests import (
@@ -28,22 +27,28 @@ from automodel_mesh.compat.requests import (
     require_product,
     require_same_length,
 )
-from automodel_mesh.compat.worlds import is_current
+from automodel_mesh.compat.slicing import slice_mesh
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 def flatten(
-    mesh: DeviceMesh, mesh_dim_name: str | None = None, *, backend_override: BackendChoice | None = None
+    mesh: DeviceMesh,
+    mesh_dim_name: str | None = None,
+    *,
+    dims: Sequence[str] | None = None,
+    backend_override: BackendChoice | None = None,
 ) -> DeviceMesh:
-    """Fold all axes of a mesh into one flattened axis, known by name in the whole family.
+    """Fold axes of a mesh into one flattened axis, known by name in the whole family.
 
     Called on every rank of the world. The process group is the one that these ranks have already, else a new one.
 
     Args:
         mesh: any mesh with names; its axes in ascending order, side by side or not.
         mesh_dim_name: the name of the new axis; by default the names of the axes joined by `_`.
+        dims: the names of the axes to fold; by default all. A rank outside the mesh, which holds no slice of it, takes
+            part by naming them here.
         backend_override: a backend, its options, or both as a pair, for the group of the new axis.
 
     Returns:
@@ -64,65 +69,26 @@ def flatten(
         `torch.distributed.device_mesh.DeviceMesh._flatten`.
     """
     family = family_of(mesh)
-    names = axis_names(mesh)
+    names, axes = _chosen(mesh, dims)
     (name,) = requested_names("_".join(names) if mesh_dim_name is None else mesh_dim_name, "flatten")
     if names == (name,):
         family.require_member(mesh)
-        return mesh
-    axis = fold(era.axes_of(mesh))
+        return mesh if mesh.ndim == 1 else slice_mesh(mesh, name)
+    axis = fold(axes)
     known = _flattened_as(family, name, axis, mesh)
     spec = group_spec(backend_override)
     if known is None:
         _require_ascending(axis, names)
         groups = family.make_groups([axis], [name], [spec])
         family.require_member(mesh)
-        known = family.derive((axis,), (name,), groups, mesh)
-        era.register_flattened(family.root, name, known, mesh)
+        source = mesh if names == mesh.mesh_dim_names else slice_mesh(mesh, names)
+        known = family.derive((axis,), (name,), groups, source)
+        era.register_flattened(family.root, name, known, source)
     elif spec != DEFAULT_SPEC and family.make_groups([axis], [name], [spec]) != [native_group(known, 0)]:
         raise MeshArgumentError(
             f"flatten: axis {name!r} exists with another backend or other options; choose another name."
         )
     return known
-
-
-def slice_mesh(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
-    """Return the submesh along some axes. No process group is made, ever.
-
-    Args:
-        mesh: any mesh with names.
-        names: one name or several: axes of this mesh and flattened axes of its family, in ascending order (by their
-            outermost rank stride).
-
-    Returns:
-        The submesh that contains this rank; its root is the root of `mesh`. All names of the mesh in order give the
-        mesh itself, the name of a flattened axis alone the mesh that `flatten` made. The same request again returns
-        the same object and costs a dictionary access.
-
-    Raises:
-        UnknownAxisError: (a `KeyError`) no such axis; the message lists those there are.
-        ValueError: repeated names, none at all, overlapping axes, descending order, a mesh without names.
-        RankNotInMeshError: this rank is outside the mesh.
-        ProcessGroupDestroyedError: the world of the mesh is gone.
-
-    Torch releases:
-        2.6 - 2.8 cannot slice a slice, 2.9 warns and takes the immediate parent for the root; 2.10 and newer warn
-        about flattened axes; only 2.13 and newer give the right ranks for one that does not lie side by side; from
-        2.14 on torch's own slicing imports `torch._dynamo`. Here all releases behave as described.
-
-    Source:
-        `torch.distributed.device_mesh.DeviceMesh.__getitem__`.
-    """
-    try:
-        lookups = mesh._automodel_mesh_lookups  # type: ignore[attr-defined]
-        if is_current(lookups.world):
-            known: DeviceMesh = lookups.slices[names]
-            return known
-    except (AttributeError, KeyError, TypeError):
-        pass  # not asked before, or not askable: a list, say, is no key
-    found = _slice(mesh, names)
-    if isinstance(names, (str, tuple)):
-        lookups_of(mesh, family_of(mesh)).slices[names] = found
-    return found
 
 
 def unflatten(
@@ -171,15 +137,9 @@ def unflatten(
     require_same_length(sizes, names, "unflatten")
     axes = era.axes_of(mesh)
     require_product(sizes, axis_size(axes[index]), f"unflatten of {old_names[index]!r}")
-    specs = group_specs(backend_override, len(sizes), names)
     parts = _parts(axes[index], sizes, old_names[index])
     all_names = requested_names((*old_names[:index], *names, *old_names[index + 1 :]), "unflatten")
-    _require_free(family, dict(zip(names, parts, strict=True)))
-
-    groups = family.make_groups(parts, names, specs)
-    family.require_member(mesh)
-    for name, part in zip(names, parts, strict=True):
-        family.unflattened.setdefault(name, set()).add(fold([part]))
+    groups = _groups_of_parts(family, mesh, dict(zip(names, parts, strict=True)), backend_override)
     kept = [native_group(mesh, other) for other in range(mesh.ndim)]
     return family.derive(
         (*axes[:index], *parts, *axes[index + 1 :]),
@@ -189,61 +149,74 @@ def unflatten(
     )
 
 
-def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
-    """Join meshes of one family into one mesh that has all their axes. No process group is made.
+def refold(
+    mesh: DeviceMesh,
+    dims: Sequence[str],
+    mesh_sizes: Sequence[int],
+    mesh_dim_names: Sequence[str],
+    *,
+    backend_override: Mapping[int | str, BackendChoice] | None = None,
+) -> DeviceMesh:
+    """Fold axes of a mesh into one and split that into others, without a group for what lies between.
+
+    Called on every rank of the world; ranks that have a group keep it. Expert parallelism lays the ranks of a pipeline
+    stage out anew this way.
 
     Args:
-        meshes: at least one mesh with names, all derived from one root, in any order; no rank step in two of them.
+        mesh: any mesh with names.
+        dims: the names of the axes to fold, in ascending order.
+        mesh_sizes: sizes of the new axes, outermost first; they multiply to the number of ranks folded.
+        mesh_dim_names: their names, distinct, none of them an axis of the family.
+        backend_override: for a new axis, by index or name: backend, options, or both.
 
     Returns:
-        The mesh with the axes of all, in the order given; its root is theirs. The same request again returns the
-        same object; one mesh alone is returned as it is.
+        The mesh of the new axes alone; its root is the root of `mesh`. The same request again returns the same object
+        and creates nothing.
 
     Raises:
-        ValueError: no mesh, meshes of different roots, overlapping axes, repeated names, a mesh without names.
-        RankNotInMeshError: this rank is outside the meshes.
-        ProcessGroupDestroyedError: the world of the meshes is gone.
-
-    Torch releases:
-        2.6 - 2.9 have none; newer ones accept equal names. Here all releases behave as described.
-
-    Source:
-        `torch.distributed.device_mesh.DeviceMesh._concatenate`.
+        ValueError: a wrong product, unlike numbers of sizes and names, a repeated or taken name, axes that do not
+            ascend, a fold that has no such parts.
+        UnknownAxisError: (a `KeyError`) no axis of that name.
+        RankNotInMeshError: this rank is outside the mesh; it has taken part in making the groups.
+        ProcessGroupDestroyedError: the world of the mesh is gone.
     """
-    given = list(meshes)
-    if not given:
-        raise MeshArgumentError("concatenate: no mesh was given; give at least one.")
-    family = family_of(given[0])
-    for mesh in given[1:]:
-        if family_of(mesh) is not family:
-            raise MeshArgumentError(
-                f"concatenate: {mesh} has another root than {given[0]}: only meshes of one root can be joined."
-            )
-    names = requested_names([name for mesh in given for name in axis_names(mesh)], "concatenate")
-    axes = tuple(axis for mesh in given for axis in era.axes_of(mesh))
-    _require_disjoint(axes, names, "concatenate")
-    groups = [family.along(mesh, dim) for mesh in given for dim in range(mesh.ndim)]
-    return given[0] if len(given) == 1 else family.derive(axes, names, groups, given[0])
-
-
-def _slice(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
     family = family_of(mesh)
-    own = axis_names(mesh)
-    wanted = requested_names(names, "slice_mesh")
+    names, axes = _chosen(mesh, dims)
+    sizes = requested_sizes(mesh_sizes, "refold")
+    new_names = requested_names(mesh_dim_names, "refold")
+    require_same_length(sizes, new_names, "refold")
+    folded = fold(axes)
+    _require_ascending(folded, names)
+    require_product(sizes, axis_size(folded), f"refold of {names}")
+    parts = _parts(folded, sizes, "_".join(names))
+    groups = _groups_of_parts(family, mesh, dict(zip(new_names, parts, strict=True)), backend_override)
+    return family.derive(parts, new_names, groups, mesh)
+
+
+def _chosen(mesh: DeviceMesh, dims: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[Axis, ...]]:
+    """Return the names and axes of some dims of a mesh, of all by default."""
+    names, axes = axis_names(mesh), era.axes_of(mesh)
+    if dims is None:
+        return names, axes
+    wanted = requested_names(dims, "dims")
+    return wanted, tuple(axes[dim_index(mesh, name)] for name in wanted)
+
+
+def _groups_of_parts(
+    family: Family,
+    mesh: DeviceMesh,
+    parts: Mapping[str, Axis],
+    backend_override: Mapping[int | str, BackendChoice] | None,
+) -> list[ProcessGroup]:
+    """Find or make the groups of new axes, after a check that their names are free; refuse ranks outside."""
+    names = tuple(parts)
+    specs = group_specs(backend_override, len(names), names)
+    _require_free(family, parts)
+    groups = family.make_groups(list(parts.values()), names, specs)
     family.require_member(mesh)
-    if wanted == own:
-        return mesh
-    folded = era.flattened(family.root)
-    _require_known(wanted, own, folded)
-    if len(wanted) == 1 and wanted[0] not in own:
-        family.along(folded[wanted[0]], 0)
-        return folded[wanted[0]]
-    holders = [(mesh, own.index(name)) if name in own else (folded[name], 0) for name in wanted]
-    axes = tuple(era.axes_of(holder)[dim] for holder, dim in holders)
-    _require_disjoint(axes, wanted, "slice_mesh")
-    _require_order([(holder is mesh, dim, axis) for (holder, dim), axis in zip(holders, axes, strict=True)], wanted)
-    groups: list[ProcessGroup] = [family.along(holder, dim) for holder, dim in holders]
-    return family.derive(axes, wanted, groups, mesh)
+    for name, part in parts.items():
+        family.unflattened.setdefault(name, set()).add(fold([part]))
+    return groups
 
 
 def _flattened_as(family: Family, name: str, axis: Axis, mesh: DeviceMesh) -> DeviceMesh | None:
@@ -286,37 +259,9 @@ def _parts(axis: Axis, sizes: tuple[int, ...], name: str) -> tuple[Axis, ...]:
     return parts
 
 
-def _require_known(wanted: tuple[str, ...], own: tuple[str, ...], folded: Mapping[str, DeviceMesh]) -> None:
-    unknown = [name for name in wanted if name not in own and name not in folded]
-    if unknown:
-        raise UnknownAxisError(
-            f"no axis {', '.join(map(repr, unknown))}: this mesh has the axes {list(own)}, and its family the "
-            f"flattened axes {list(folded)}. Ask for one of these, or make it with flatten."
-        )
-
-
-def _require_disjoint(axes: tuple[Axis, ...], names: tuple[str, ...], what: str) -> None:
-    if overlap(axes):
-        raise MeshArgumentError(f"{what}: the axes {names} overlap: some of their ranks are reached in two ways.")
-
-
 def _require_ascending(axis: Axis, names: tuple[str, ...]) -> None:
     if not is_ascending(axis):
         raise MeshArgumentError(
             f"flatten: the axes {names} are not in ascending order, and the ranks of a process group always are: "
             "flatten a mesh that has them in the order of the root."
         )
-
-
-def _require_order(axes: Sequence[tuple[bool, int, Axis]], names: tuple[str, ...]) -> None:
-    """Refuse axes of this mesh out of its own order, and flattened ones out of the order of their strides."""
-    for (own, dim, axis), (next_own, next_dim, next_axis) in pairwise(axes):
-        if own and next_own:
-            ascending = dim < next_dim
-        else:
-            outer, inner = fold([axis]), fold([next_axis])
-            ascending = not outer or not inner or outer[0][1] > inner[0][1]
-        if not ascending:
-            raise MeshArgumentError(
-                f"slice_mesh: {names} are not in ascending order: name outer axes before inner ones."
-            )

@@ -1,0 +1,356 @@
+"""Run a function on forked ranks, with a time limit and a report of what failed ranks did; no pytest."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from automodel_mesh._rank_process import (
+    LENGTH_BYTES,
+    STACK_SIGNAL,
+    Job,
+    Message,
+    Place,
+    be_rank,
+    own_stacks,
+    shared_outcome,
+)
+from automodel_mesh._rank_report import Kind, RankFailure, RanksFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GRACE_SECONDS = 2.0
+"""How long the other ranks may go on after the first failure: time to notice a closed connection."""
+
+_GRACE_OVER = f"{GRACE_SECONDS:g} s of the first failure"
+_STACK_SECONDS = 1.0  # how long a stuck rank gets to write its stacks before it is killed
+_OUTPUT_LIMIT = 20_000  # characters of a rank's output shown in a report: the end of it
+_GLOO_NOISE = re.compile(r"^\[Gloo\] Rank \d+ is connected to .*\n?", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What one rank returned, and what it wrote to stdout and stderr."""
+
+    value: Any
+    output: str
+
+
+def run_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    backend: str | None = "gloo",
+    timeout: float = 60.0,
+    device_type: str = "cpu",
+    capture: bool = True,
+    **kwargs: Any,
+) -> list[Any]:
+    """Call ``function(*args, **kwargs)`` on forked ranks inside one process group; return what each returned.
+
+    Ranks are forked from this process, so they start in milliseconds with everything that it has imported and
+    made; arguments need no pickling. They meet over a file, on the loopback interface, and see ``RANK``,
+    ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` as torchrun sets
+    them. Torch uses one thread on each. Random number generators start alike on all ranks, as this process
+    has them. No rank leaves before all have finished, so that none sees a connection closed by a faster one.
+
+    Args:
+        function: what each rank calls. Bind a keyword argument of its own that has the name of one below with
+            `functools.partial`.
+        world_size: the number of ranks, at least 1.
+        *args: positional arguments for ``function``.
+        backend: of the default process group (``"gloo"``, ``"nccl"``, ...); ``None`` makes no process group.
+        timeout: seconds for the whole run; ranks still running then report their stacks and are killed.
+        device_type: ``"cpu"`` or ``"cuda"``. With ``"cuda"`` rank ``r`` uses GPU ``r % number_of_gpus``,
+            which it chooses after the fork.
+        capture: keep each rank's stdout and stderr for the report of a failure, and drop them otherwise;
+            ``False`` lets the ranks write where this process writes.
+        **kwargs: keyword arguments for ``function``.
+
+    Returns:
+        The ranks' return values in rank order. They are pickled; a tensor has to be on the CPU.
+
+    Raises:
+        RanksFailed: a rank raised, died, returned what cannot be pickled, or ran past the time limit. A skip
+            (`pytest.skip`, `unittest.SkipTest`), `pytest.xfail`, `pytest.exit` or a rejected hypothesis
+            example that *every* rank raised is raised here as it is.
+        RuntimeError: ranks cannot be forked from this process: it has initialised CUDA, belongs to a process
+            group itself, or runs where there is no ``fork`` (Windows).
+        ValueError: ``world_size``, ``timeout`` or ``device_type`` is out of range.
+    """
+    __tracebackhide__ = True  # read by pytest: the report is in the message, these frames add nothing to it
+    job = Job(function, world_size, args, kwargs, backend, timeout, device_type, capture)
+    return [result.value for result in run_job(job)]
+
+
+def run_job(job: Job) -> list[RankResult]:
+    """Do what `run_ranks` does, and return the ranks' output as well."""
+    __tracebackhide__ = True
+    _refuse_unsafe_fork()
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        batch = _Batch(job, Path(folder))
+        try:
+            batch.start()
+            batch.watch()
+            return batch.results()
+        finally:
+            batch.close()
+
+
+def _refuse_unsafe_fork() -> None:
+    if not hasattr(os, "fork"):
+        raise RuntimeError(f"ranks are forked, which {sys.platform} cannot do; run this on Linux or macOS")
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
+        raise RuntimeError(
+            "CUDA is initialised in this process, and a CUDA context does not survive a fork: every CUDA "
+            "call of a rank would fail. Use the GPU on the ranks only (device_type='cuda'), and set "
+            "PYTORCH_NVML_BASED_CUDA_CHECK=1 to keep torch.cuda.is_available() from starting CUDA"
+        )
+    if dist.is_initialized():
+        raise RuntimeError(
+            f"this process is rank {dist.get_rank()} of a process group of {dist.get_world_size()}; forked "
+            "ranks would inherit it without its connections. Call torch.distributed.destroy_process_group() "
+            "first, and start no ranks from within a rank that has a process group"
+        )
+
+
+@dataclass
+class _Process:
+    """One rank as its parent sees it."""
+
+    rank: int
+    reader: int
+    pid: int = 0
+    status: int | None = None  # as waitpid gives it, once the process is gone
+    ended: float = 0.0
+    data: bytearray = field(default_factory=bytearray)
+    message: Message | None = None
+    cut: Kind | None = None  # why the parent killed it
+
+    @property
+    def done(self) -> bool:
+        return self.message is not None or self.status is not None
+
+    @property
+    def returned(self) -> bool:
+        return self.message is not None and self.message.value is not None
+
+    def read(self) -> bool:
+        """Take what the pipe holds; False once its other end is closed."""
+        while True:
+            try:
+                chunk = os.read(self.reader, 1 << 20)
+            except BlockingIOError:
+                return True
+            self.data += chunk
+            end = LENGTH_BYTES + int.from_bytes(self.data[:LENGTH_BYTES], "little")
+            if self.message is None and len(self.data) >= end > LENGTH_BYTES:
+                self.message = pickle.loads(self.data[LENGTH_BYTES:end])  # noqa: S301 - from our own fork
+            if not chunk:
+                return False
+
+    def poll(self) -> bool:
+        """Reap the process if it has ended; True when it is gone."""
+        if self.status is None and self.pid:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status, self.ended = status, time.monotonic()
+        return self.status is not None or not self.pid
+
+    def kill(self) -> None:
+        if not self.poll():
+            os.kill(self.pid, signal.SIGKILL)
+            _, self.status = os.waitpid(self.pid, 0)
+
+    def failure(self, began: float, timeout: float | None, stacks: str, output: str) -> RankFailure | None:
+        """Say what the rank did instead of returning; None if it returned."""
+        where = " (it had returned, and was shutting down)" if self.returned else ""
+        if self.cut is not None:
+            limit = f"the time limit of {timeout} s" if self.cut == "hung" else _GRACE_OVER
+            summary = f"did not end within {limit}{where}"
+            return RankFailure(self.rank, self.cut, summary, stacks or "(no stacks)", output, float("inf"))
+        if self.message is not None and self.message.value is None:
+            alone = "" if self.message.outcome is None else " (passed on only when every rank raises it)"
+            summary, details = self.message.summary + alone, self.message.details
+            return RankFailure(self.rank, "raised", summary, details, output, self.message.seconds)
+        if self.returned and self.status == 0:
+            return None
+        summary = _describe(self.status or 0) + where
+        return RankFailure(self.rank, "died", summary, stacks, output, self.ended - began)
+
+
+class _Batch:
+    """The ranks of one run, from the first fork to the last wait."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job = job
+        self.folder = folder
+        self.processes: list[_Process] = []
+        self.selector = selectors.DefaultSelector()
+        # The ranks that have finished read from this pipe, and leave when its other end is closed.
+        self.gate, self.release = os.pipe()
+        self.connected = os.pipe()
+        self.began = time.monotonic()
+
+    def start(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # what is still buffered here would come out once more on each rank
+        port = _free_port()
+        for rank in range(self.job.world_size):
+            reader, writer = os.pipe()
+            os.set_blocking(reader, False)
+            process = _Process(rank, reader)
+            self.processes.append(process)
+            try:
+                process.pid = _fork()
+                if process.pid == 0:
+                    foreign = (self.release, *(other.reader for other in self.processes))
+                    pipes = (writer, self.connected, self.gate, foreign)
+                    be_rank(self.job, Place(rank, self.folder, self.began, *pipes, port))
+            finally:
+                os.close(writer)
+            self.selector.register(reader, selectors.EVENT_READ, process)
+        os.close(self.connected[1])
+        self.connected = (self.connected[0], -1)
+
+    def watch(self) -> None:
+        """Wait until every rank has finished, failed, or run out of time."""
+        timeout = self.job.timeout
+        limit = float("inf") if timeout is None else self.began + timeout
+        why: Kind = "hung"
+        while waiting := [process for process in self.processes if not process.done]:
+            now = time.monotonic()
+            if now >= limit:
+                self._cut(waiting, why)
+                return
+            self._listen(min(limit - now, 0.1))
+            # Not left to the pipe alone: a process that the rank has started may hold its end open.
+            for process in waiting:
+                if process.poll():
+                    process.read()
+            if why == "hung" and any(process.done and not process.returned for process in self.processes):
+                grace_over = time.monotonic() + GRACE_SECONDS
+                if grace_over < limit:
+                    limit, why = grace_over, "stopped"
+
+    def _listen(self, seconds: float) -> None:
+        if not self.selector.get_map():  # all pipes are closed, and a rank is still on its way out
+            time.sleep(min(seconds, 0.002))
+            return
+        for key, _ in self.selector.select(seconds):
+            process: _Process = key.data
+            if not process.read():
+                self.selector.unregister(process.reader)
+
+    def _cut(self, processes: list[_Process], why: Kind) -> None:
+        """Have stuck ranks write their stacks, then kill them."""
+        stuck = [process for process in processes if not process.poll()]
+        for process in stuck:
+            process.cut = why
+            os.kill(process.pid, getattr(signal, STACK_SIGNAL))
+        limit = time.monotonic() + _STACK_SECONDS
+        sizes: list[int] = []
+        while time.monotonic() < limit:
+            time.sleep(0.02)
+            before, sizes = sizes, [len(self._text(process.rank, "stacks")) for process in stuck]
+            if all(sizes) and sizes == before:
+                break
+        for process in stuck:
+            process.kill()
+
+    def results(self) -> list[RankResult]:
+        """Let the finished ranks go; return their values, or raise what went wrong."""
+        __tracebackhide__ = True
+        self._let_go()
+        failures = [failure for process in self.processes if (failure := self._failure(process)) is not None]
+        if not failures:
+            return [self._result(process) for process in self.processes]
+        outcome = shared_outcome(process.message for process in self.processes)
+        if outcome is not None:
+            raise outcome
+        # A rank that dies closes its connections, and its neighbours raise because of that: the dead first.
+        order: tuple[Kind, ...] = ("died", "raised", "hung", "stopped")
+        failures.sort(key=lambda failure: (order.index(failure.kind), failure.seconds))
+        raise RanksFailed(failures, self.job.world_size)
+
+    def _let_go(self) -> None:
+        """Open the gate, and wait for the ranks that are leaving; one that cannot leave is killed."""
+        os.close(self.release)
+        self.release = -1
+        limit = time.monotonic() + (self.job.timeout or 60.0)
+        pause = 0.0005
+        while leaving := [process for process in self.processes if not process.poll()]:
+            if time.monotonic() >= limit:
+                self._cut(leaving, "hung")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+
+    def _result(self, process: _Process) -> RankResult:
+        if process.message is None or process.message.value is None:
+            raise RuntimeError(f"rank {process.rank} sent no value")
+        value = pickle.loads(process.message.value)  # noqa: S301 - from our own fork
+        return RankResult(value, self._output(process.rank))
+
+    def _failure(self, process: _Process) -> RankFailure | None:
+        stacks = own_stacks(self._text(process.rank, "stacks"))
+        return process.failure(self.began, self.job.timeout, stacks, self._output(process.rank))
+
+    def _text(self, rank: int, kind: str) -> str:
+        path = self.folder / f"{rank}.{kind}"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _output(self, rank: int) -> str:
+        text = _GLOO_NOISE.sub("", self._text(rank, "output"))
+        surplus = len(text) - _OUTPUT_LIMIT
+        return text if surplus <= 0 else f"({surplus} characters left out)\n{text[surplus:]}"
+
+    def close(self) -> None:
+        """Leave no process and no descriptor behind, whatever happened before."""
+        for process in self.processes:
+            process.kill()
+            os.close(process.reader)
+        self.selector.close()
+        for descriptor in (self.gate, self.release, *self.connected):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _fork() -> int:
+    """Fork, without the warning of Python 3.12 and newer that this process has several threads.
+
+    Torch's intra-op pool, which starts with the first large operation, is enough for it; see `_rank_process`
+    for why that does no harm. (OpenBLAS, under NumPy, takes its pool down around a fork by itself.) Threads
+    of the test runner, such as those of pytest-xdist, are the other usual cause: ranks use nothing of theirs.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)
+        return os.fork()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _describe(status: int) -> str:
+    if not os.WIFSIGNALED(status):
+        return f"left with exit status {os.WEXITSTATUS(status)}"
+    number = os.WTERMSIG(status)
+    names = {int(member): member.name for member in signal.Signals}
+    return f"died by {names.get(number, f'signal {number}')}"

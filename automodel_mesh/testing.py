@@ -1,0 +1,366 @@
+"""Pytest plugin for suites of code that uses process groups: forked ranks, leak checks, fake worlds.
+
+Load it with ``pytest_plugins = ["automodel_mesh.testing"]`` in the top ``conftest.py``. It brings:
+
+- ``@pytest.mark.ranks(8)``: the test's body runs on 8 forked ranks inside one process group. Fixtures are
+  computed once, in the parent, and inherited. In full: ``ranks(8, backend="gloo", timeout=60,
+  device_type="cpu")``. Under hypothesis' ``@given`` each example is drawn in the parent and runs on ranks of
+  its own: set ``deadline=None``.
+- ``@pytest.mark.cuda``: the test needs a GPU; for ``-m cuda`` and ``-m "not cuda"``.
+- fixtures ``device_backend``, ``no_leaks``, ``mesh_registry_reset`` and ``fake_world``: ``pytest --fixtures``
+  shows what each does.
+- the ini option ``isolate_tests = true``: every test, its fixtures included, runs in a forked process of its
+  own, so that no process group reaches the next test. It does what ``--forked`` of pytest-forked does, and
+  can be used where that cannot: pytest-forked 1.7.5 fails every test on pytest 9.2 (it cannot write the
+  reports), and where warnings are errors it needs a filter (it drops open streams). Use one of the two.
+
+On ranks, ``capsys`` and ``recwarn`` see nothing: a rank's output is kept apart, for the test's report.
+
+PYTEST_DONT_REWRITE: no assertion in here is one of a test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import unittest
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+
+# No public name runs a test without logging it at once; pytest-forked and others use this one.
+from _pytest.runner import runtestprotocol
+
+from automodel_mesh import compat
+from automodel_mesh._rank_process import Job
+from automodel_mesh._rank_report import RankFailure, RanksFailed
+from automodel_mesh._ranks import run_job, run_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+__all__ = [
+    "DeviceBackend",
+    "LeakError",
+    "RankFailure",
+    "RanksFailed",
+    "fake_world",
+    "leak_check",
+    "run_ranks",
+    "unavailable_reason",
+]
+
+
+class LeakError(AssertionError):
+    """Code under `leak_check` left process groups or meshes behind; the message names each."""
+
+
+class DeviceBackend(NamedTuple):
+    """A device type and the backend that carries its tensors: what fixture `device_backend` gives.
+
+    Attributes:
+        device_type: ``"cpu"`` or ``"cuda"``.
+        backend: ``"gloo"`` or ``"nccl"``.
+    """
+
+    device_type: str
+    backend: str
+
+
+# --- leaks and worlds
+
+
+@contextlib.contextmanager
+def leak_check(*, reset_registry: bool = False) -> Generator[None, None, None]:
+    """Fail when the block leaves behind a process group or a `DeviceMesh` that was not there before.
+
+    Garbage is collected before the verdict, so a mesh counts only if something still refers to it; a block
+    that raises is not checked. Torch itself keeps some meshes: below 2.10 its registry holds derived ones,
+    and on every release DTensor's caches hold the meshes of the operations they have seen.
+
+    Args:
+        reset_registry: forget torch's mesh registry before looking, where there is one (torch below 2.10).
+
+    Raises:
+        LeakError: something was left; the message has each group's name and ranks, and each mesh.
+    """
+    groups_before = set(compat.live_process_groups().items())
+    meshes_before = [weakref.ref(mesh) for mesh in compat.live_meshes()]
+    yield
+    if reset_registry:
+        compat.reset_mesh_registry()
+    known = [mesh for reference in meshes_before if (mesh := reference()) is not None]
+    # Compared by identity: two meshes over the same ranks are equal.
+    meshes = [repr(mesh) for mesh in compat.live_meshes() if not any(mesh is old for old in known)]
+    groups = [item for item in compat.live_process_groups().items() if item not in groups_before]
+    if groups or meshes:
+        raise LeakError(_leak_message(groups, meshes))
+
+
+def _leak_message(groups: list[tuple[str, tuple[int, ...]]], meshes: list[str]) -> str:
+    lines = [f"left behind: {len(groups)} process group(s), {len(meshes)} mesh(es)"]
+    lines += [f"  process group {name!r} of ranks {list(ranks)}" for name, ranks in groups]
+    if groups:
+        lines.append("  destroy each with torch.distributed.destroy_process_group(group)")
+    lines += [f"  mesh {mesh}" for mesh in meshes]
+    if meshes:
+        lines.append(
+            "  drop every reference to each; those that only torch's registry holds (torch below 2.10) go "
+            "with fixture mesh_registry_reset or leak_check(reset_registry=True)"
+        )
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def fake_world(world_size: int, rank: int = 0) -> Generator[None, None, None]:
+    """Make this process one rank of a world that is not there, for tests of scale in a single process.
+
+    The process group is torch's fake one: collectives return at once and move no data. It is destroyed at
+    the end.
+
+    Args:
+        world_size: the number of ranks to pretend, at least 1.
+        rank: which of them this process is, ``0 <= rank < world_size``.
+
+    Raises:
+        RuntimeError: this process already belongs to a process group.
+        ValueError: ``world_size`` or ``rank`` is out of range.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not in a world of {world_size}; give 0 <= rank < world_size")
+    if dist.is_initialized():
+        raise RuntimeError(
+            f"this process belongs to a process group of {dist.get_world_size()} ranks; a fake world needs a "
+            "process without one: call torch.distributed.destroy_process_group() first"
+        )
+    compat.init_fake_world(world_size, rank)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+# --- fixtures
+
+
+@pytest.fixture
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test if it leaves a process group or mesh behind; on a ``ranks`` test each rank checks itself.
+
+    See `leak_check`. Together with ``mesh_registry_reset``, torch's registry is forgotten before the check.
+    """
+    if request.node.get_closest_marker("ranks") is not None:
+        yield  # checked inside each rank, by `_on_each_rank`
+        return
+    with leak_check(reset_registry="mesh_registry_reset" in request.fixturenames):
+        yield
+
+
+@pytest.fixture
+def mesh_registry_reset() -> Iterator[None]:
+    """Forget torch's mesh registry before and after the test; torch 2.10 and newer has none."""
+    compat.reset_mesh_registry()
+    yield
+    compat.reset_mesh_registry()
+
+
+@pytest.fixture(name="fake_world")
+def _fake_world() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """`automodel_mesh.testing.fake_world`, for ``with fake_world(16384, rank=3): ...``."""
+    return fake_world
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(DeviceBackend("cpu", "gloo"), id="cpu-gloo"),
+        pytest.param(DeviceBackend("cuda", "nccl"), id="cuda-nccl", marks=pytest.mark.cuda),
+        pytest.param(DeviceBackend("cuda", "gloo"), id="cuda-gloo", marks=pytest.mark.cuda),
+    ]
+)
+def device_backend(request: pytest.FixtureRequest) -> DeviceBackend:
+    """Run the test for each (device type, backend) that can be had here; skip the others with the reason.
+
+    A ``ranks`` test gets its process group on that backend, and each rank chooses its GPU after the fork.
+    """
+    pair: DeviceBackend = request.param
+    marker = request.node.get_closest_marker("ranks")
+    reason = unavailable_reason(pair, 1 if marker is None else _job_of(request.node, marker).world_size)
+    if reason is not None:
+        pytest.skip(reason)
+    return pair
+
+
+def unavailable_reason(pair: DeviceBackend, world_size: int) -> str | None:
+    """Say why this machine cannot run so many ranks on a device and backend; it does not start CUDA here.
+
+    Args:
+        pair: one of the values of fixture `device_backend`.
+        world_size: the number of ranks.
+
+    Returns:
+        The reason, for people to read; None if the ranks can run.
+
+    Raises:
+        RuntimeError: ranks cannot be forked from this process (one looks for GPUs): see `run_ranks`.
+    """
+    available = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}[pair.backend]
+    if not available():
+        return f"torch {torch.__version__} is built without {pair.backend}"
+    if pair.device_type == "cpu":
+        return None
+    gpus = _gpu_count()
+    if not gpus:
+        return f"no GPU: torch {torch.__version__} sees none on this machine"
+    if pair.backend == "nccl" and world_size > gpus:
+        return f"NCCL takes one GPU for each rank: {world_size} ranks, {gpus} GPU(s) on this machine"
+    return None
+
+
+@functools.cache
+def _gpu_count() -> int:
+    """Ask for the number of GPUs in a process of its own: where NVML is missing, asking starts CUDA."""
+    return int(run_ranks(_count_gpus, 1, backend=None)[0])
+
+
+def _count_gpus() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a driver without a device warns; we report that ourselves
+        return torch.cuda.device_count()
+
+
+# --- the marker
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the ini option."""
+    parser.addini("isolate_tests", "run each test in a forked process of its own", type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers, and keep `torch.cuda.is_available` from starting CUDA where ranks are forked."""
+    config.addinivalue_line(
+        "markers",
+        "ranks(world_size, *, backend='gloo', timeout=60.0, device_type='cpu'): run the test's body on that "
+        "many forked ranks inside one process group",
+    )
+    config.addinivalue_line("markers", "cuda: the test needs a GPU")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse a ``ranks`` marker that is wrong, or where it would have no effect."""
+    marker = item.get_closest_marker("ranks")
+    if marker is None:
+        return
+    _job_of(item, marker)
+    cls = getattr(item, "cls", None)
+    if not isinstance(item, pytest.Function) or (cls is not None and issubclass(cls, unittest.TestCase)):
+        pytest.fail("@pytest.mark.ranks works on functions and plain classes, not on this", pytrace=False)
+    if inspect.iscoroutinefunction(item.obj):
+        pytest.fail("@pytest.mark.ranks works on plain functions: call asyncio.run() inside", pytrace=False)
+
+
+def _job_of(item: pytest.Item, marker: pytest.Mark) -> Job:
+    """Read the marker's arguments; the function to run is filled in later."""
+
+    def ranks(world_size: int, *, backend: str | None = "gloo", timeout: float = 60.0, device_type: str = "cpu") -> Job:
+        return Job(pytest.fail, world_size, backend=backend, timeout=timeout, device_type=device_type)
+
+    try:
+        return ranks(*marker.args, **marker.kwargs)
+    except (TypeError, ValueError) as error:
+        pytest.fail(f"{item.nodeid}: @pytest.mark.ranks: {error}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Have pytest call a function that starts the ranks, in place of the test's own."""
+    __tracebackhide__ = True
+    marker = pyfuncitem.get_closest_marker("ranks")
+    if marker is None:
+        return (yield)
+    # Under @given it is the function that hypothesis calls for each example which runs on ranks: were the
+    # examples drawn on the ranks, they would differ.
+    handle = getattr(pyfuncitem.obj, "hypothesis", None)
+    owner, name = (pyfuncitem, "obj") if handle is None else (handle, "inner_test")
+    body = getattr(owner, name)
+    setattr(owner, name, _on_each_rank(pyfuncitem, _job_of(pyfuncitem, marker), body))
+    try:
+        return (yield)
+    finally:
+        setattr(owner, name, body)
+
+
+def _on_each_rank(item: pytest.Function, job: Job, body: Callable[..., object]) -> Callable[..., None]:
+    checked = "no_leaks" in item.fixturenames
+    reset = "mesh_registry_reset" in item.fixturenames
+    pair = item.funcargs.get("device_backend")
+    device_type, backend = pair if isinstance(pair, DeviceBackend) else (job.device_type, job.backend)
+    capture = item.config.getoption("capture") != "no"
+
+    def on_rank(*args: Any, **kwargs: Any) -> None:
+        with leak_check(reset_registry=reset) if checked else contextlib.nullcontext():
+            body(*args, **kwargs)
+
+    @functools.wraps(body)
+    def on_ranks(*args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        results = run_job(
+            Job(on_rank, job.world_size, args, kwargs, backend, job.timeout, device_type, capture=capture)
+        )
+        for rank, result in enumerate(results):
+            if result.output:
+                item.add_report_section("call", f"rank {rank}", result.output)
+
+    return on_ranks
+
+
+# --- isolation
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Run one test in its own process, where the ini option asks for it; a debugger needs this process."""
+    config = item.config
+    if not config.getini("isolate_tests") or config.getoption("usepdb") or config.getoption("trace"):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _reports_of(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _reports_of(item: pytest.Item) -> list[pytest.TestReport]:
+    hook = item.config.hook
+
+    def run() -> list[Any]:
+        reports = runtestprotocol(item, log=False)
+        return [hook.pytest_report_to_serializable(config=item.config, report=report) for report in reports]
+
+    try:
+        (result,) = run_job(Job(run, 1, backend=None, timeout=None, capture=False, torchrun_environment=False))
+    except (RanksFailed, RuntimeError) as error:
+        return [_crash_report(item, error)]
+    return [hook.pytest_report_from_serializable(config=item.config, data=data) for data in result.value]
+
+
+def _crash_report(item: pytest.Item, error: Exception) -> pytest.TestReport:
+    """Say how the test's process ended, with what it had written so far."""
+
+    def fail() -> None:
+        pytest.fail(f"the process of this test did not finish: {error}", pytrace=False)
+
+    report = pytest.TestReport.from_item_and_call(item, pytest.CallInfo[None].from_call(fail, "call"))
+    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
+    for name, text in zip(("stdout", "stderr"), capture.read_global_capture(), strict=True):
+        if text:
+            report.sections.append((f"Captured {name}", text))
+    return report

@@ -1,0 +1,234 @@
+"""The `automodel-mesh` command, run as one: exit status, text, JSON, and what it does without its extras."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from automodel_mesh import doctor
+from automodel_mesh.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+FAILING_RUN = """
+import sys
+from automodel_mesh.cli import main
+from automodel_mesh.doctor import Check
+
+def fine(world):
+    pass
+
+def broken(world):
+    if world.rank == 1:
+        print("seen just before")
+        raise ValueError("[bold]rank one[/bold] is not amused")
+
+checks = [Check("fine", "Nothing is promised.", fine), Check("broken", "Everything is promised.", broken)]
+sys.exit(main(sys.argv[1:], checks=checks))
+"""
+
+# None in sys.modules is how Python says that a module cannot be imported.
+WITHOUT_EXTRAS = """
+import sys
+sys.modules.update(dict.fromkeys(["rich", "pytest", "_pytest", "numpy", "hypothesis"]))
+from automodel_mesh.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+OLD_TORCH = """
+import runpy, sys
+import torch
+torch.__version__ = "2.5.1"
+runpy.run_module("automodel_mesh", run_name="__main__", alter_sys=True)
+"""
+
+
+def command(*arguments: str, program: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command, or a program that calls it, in a process of its own."""
+    start = ["-m", "automodel_mesh"] if program is None else ["-c", program]
+    line = [sys.executable, *start, *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+def on_a_terminal(*arguments: str, program: str) -> tuple[int, str]:
+    """Run a program with a terminal for its output; return its exit status and what the terminal saw."""
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+    line = [sys.executable, "-c", program, *arguments]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError as error:
+            if error.errno != errno.EIO:  # what Linux says once the other side is closed
+                raise
+            chunk = b""
+        if not chunk:
+            break
+        seen += chunk
+    os.close(ours)
+    return process.wait(), seen.decode()
+
+
+def check_document(document: dict[str, Any]) -> None:
+    """Assert that a JSON report has the documented keys, and values of their types."""
+    assert list(document) == ["schema", "passed", "environment", "ranks", "mesh_shape", "seconds", "checks"]
+    assert document["schema"] == 1
+    environment = document["environment"]
+    keys = {"automodel_mesh", "torch", "python", "platform", "era", "minimum_torch", "newest_tested_torch"}
+    assert set(environment) == keys
+    assert all(isinstance(text, str) and text for text in environment.values())
+    assert isinstance(document["seconds"], float)
+    for check in document["checks"]:
+        assert list(check) == ["name", "promise", "status", "seconds", "failures"]
+        assert check["status"] in {"passed", "failed", "not run"}
+        for failure in check["failures"]:
+            assert list(failure) == ["rank", "kind", "error", "traceback", "output", "seconds"]
+
+
+def test_contract() -> None:
+    """On the installed torch the doctor finds the whole contract kept, says so, and exits with 0."""
+    done = command("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "8 local gloo ranks as pp=2, dp=2, tp=2" in done.stdout
+    assert "FAILED" not in done.stdout
+    assert re.search(r"^ok +\d+\.\d\d s  unflatten-stage +Each pipeline stage", done.stdout, re.MULTILINE)
+    assert re.search(r"^all \d+ checks passed on 8 ranks in \d+\.\d s$", done.stdout.splitlines()[-1])
+
+
+def test_json_without_extras() -> None:
+    """Without rich, pytest and NumPy the doctor works; --json gives one document, and progress on stderr."""
+    done = command("doctor", "--ranks", "4", "--json", program=WITHOUT_EXTRAS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    check_document(document)
+    assert document["passed"] is True
+    assert document["ranks"] == 4
+    assert document["mesh_shape"] == [2, 2, 1]
+    assert [check["name"] for check in document["checks"]] == _names()
+    assert all(check["status"] == "passed" and not check["failures"] for check in document["checks"])
+    assert done.stderr.count("ok ") == len(document["checks"])
+
+
+def test_failing_check() -> None:
+    """A failing check exits with 1 and is reported with its rank, traceback and output."""
+    done = command("doctor", "--ranks", "2", program=FAILING_RUN)
+    assert done.returncode == 1
+    assert re.search(r"^ok .* fine ", done.stdout, re.MULTILINE)
+    assert re.search(r"^FAILED .* broken ", done.stdout, re.MULTILINE)
+    assert "broken: rank 1 raised ValueError: [bold]rank one[/bold] is not amused" in done.stdout
+    assert "in broken" in done.stdout
+    assert "output of rank 1:" in done.stdout
+    assert "seen just before" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("1 of 2 checks did not pass on 2 ranks")
+
+
+def test_failing_check_as_json() -> None:
+    """In JSON a failing check has its rank, the error, the traceback, and what the rank wrote."""
+    done = command("doctor", "--ranks", "2", "--json", program=FAILING_RUN)
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    check_document(document)
+    assert document["passed"] is False
+    assert [check["status"] for check in document["checks"]] == ["passed", "failed"]
+    cause = document["checks"][1]["failures"][0]
+    assert (cause["rank"], cause["kind"]) == (1, "raised")
+    assert "is not amused" in cause["error"]
+    assert "in broken" in cause["traceback"]
+    assert "seen just before" in cause["output"]
+
+
+def test_terminal_with_rich() -> None:
+    """On a terminal with rich there is a table, and failures keep their text as it is."""
+    pytest.importorskip("rich")
+    status, seen = on_a_terminal("doctor", "--ranks", "2", program=FAILING_RUN)
+    assert status == 1
+    assert "┃" in seen
+    assert "[bold]rank one[/bold] is not amused" in seen
+    assert "1 of 2 checks did not pass" in seen
+
+
+def test_terminal_without_rich() -> None:
+    """On a terminal without rich a line says what is being checked, and goes when the check ends."""
+    program = FAILING_RUN.replace("import sys\n", "import sys\nsys.modules['rich'] = None\n", 1)
+    status, seen = on_a_terminal("doctor", "--ranks", "2", program=program)
+    assert status == 1
+    assert "\r\x1b[2Kchecking broken ...\r\x1b[2KFAILED" in seen
+    assert "┃" not in seen
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    """--list names each check with its promise, and runs none."""
+    assert main(["doctor", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines()] == _names()
+    assert "flatten-apart           Axes that do not lie side by side" in text
+
+
+def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """--list --json prints the same as one document."""
+    assert main(["doctor", "--list", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == 1
+    assert [check["name"] for check in document["checks"]] == _names()
+    assert all(set(check) == {"name", "promise"} for check in document["checks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "COMMAND"),
+        (("surgeon",), "surgeon"),
+        (("doctor", "--ranks", "1"), "'1' is not a whole number of at least 2"),
+        (("doctor", "--ranks", "-8"), "'-8' is not a whole number of at least 2"),
+        (("doctor", "--ranks", "some"), "'some' is not a whole number"),
+        (("doctor", "--timeout", "0"), "'0' is not a number of seconds above 0"),
+        (("doctor", "--timeout", "nan"), "'nan' is not a number of seconds"),
+        (("doctor", "--timeout", "inf"), "'inf' is not a number of seconds"),
+        (("doctor", "--loud"), "--loud"),
+    ],
+)
+def test_wrong_arguments(arguments: tuple[str, ...], complaint: str) -> None:
+    """Wrong arguments exit with 2, name what is wrong on stderr, and leave stdout empty."""
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stdout == ""
+
+
+def test_unsupported_torch() -> None:
+    """A torch that is too old exits with 2 and a message instead of a traceback, and leaves stdout empty."""
+    done = command("doctor", "--json", program=OLD_TORCH)
+    assert done.returncode == 2
+    assert "found torch 2.5.1; it supports torch 2.6 and newer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_version() -> None:
+    """--version prints one line with the name and the version."""
+    done = command("--version")
+    assert done.returncode == 0
+    assert re.fullmatch(r"automodel-mesh (\d+\.\S+|\(not installed\))\n", done.stdout)
+
+
+def test_help() -> None:
+    """The help of the command says what each exit status means."""
+    done = command("doctor", "--help")
+    assert done.returncode == 0
+    assert "Exit status: 0 all checks passed" in done.stdout
+
+
+def _names() -> list[str]:
+    return [check.name for check in doctor.CHECKS]

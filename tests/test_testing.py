@@ -1,0 +1,706 @@
+"""The public test harness: forked ranks, the pytest plugin for them, leak checks, fake worlds, isolation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.distributed as dist
+
+import automodel_mesh
+from automodel_mesh import compat, testing
+from automodel_mesh.testing import (
+    DeviceBackend,
+    LeakError,
+    RankFailure,
+    RanksFailed,
+    fake_world,
+    leak_check,
+    run_ranks,
+    unavailable_reason,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytest_plugins = ["pytester"]
+
+FOREVER = 600
+
+
+def failures_of(function: Callable[..., Any], world_size: int, *args: Any, **kwargs: Any) -> RanksFailed:
+    """Run ranks that are expected to fail."""
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(function, world_size, *args, **kwargs)
+    return caught.value
+
+
+def open_descriptors() -> list[str]:
+    """List this process's open descriptors and what they are."""
+    found = []
+    for link in Path("/dev/fd/").iterdir():
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is gone by now
+            status = os.fstat(int(link.name))
+            found.append(f"{link.name} {status.st_dev} {status.st_ino}")
+    return sorted(found)
+
+
+def rank_and_sum(offset: int) -> tuple[int, int]:
+    """Return this rank and the sum of all ranks' numbers plus offset, which takes a real collective."""
+    number = torch.tensor([dist.get_rank() + offset])
+    dist.all_reduce(number)
+    return dist.get_rank(), int(number)
+
+
+def barrier_but(rank: int, otherwise: Callable[[], Any]) -> None:
+    """Wait at a barrier on every rank but one, which does something else."""
+    if dist.get_rank() == rank:
+        otherwise()
+    else:
+        dist.barrier()
+
+
+def fail_loudly() -> None:
+    """Write to both streams, then raise."""
+    sys.stdout.write("said on stdout\n")
+    os.write(2, b"said on descriptor 2\n")
+    raise ValueError("no such axis")
+
+
+# --- run_ranks: what comes back
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_values_come_back_in_rank_order(world_size: int) -> None:
+    """Every rank runs the function in one process group, and its value is at its rank's place."""
+    total = sum(range(world_size)) + 3 * world_size
+    assert run_ranks(rank_and_sum, world_size, 3) == [(rank, total) for rank in range(world_size)]
+
+
+def test_keyword_arguments_reach_the_function() -> None:
+    """Keyword arguments that are none of the harness's go to the function."""
+    assert run_ranks(lambda *, offset: rank_and_sum(offset)[1], 2, offset=1) == [3, 3]
+
+
+def test_without_a_backend_there_is_no_process_group() -> None:
+    """`backend=None` runs the function outside of any process group."""
+    assert run_ranks(dist.is_initialized, 3, backend=None) == [False] * 3
+
+
+def test_ranks_see_the_environment_that_torchrun_sets() -> None:
+    """Code that reads torchrun's environment can initialise from it, and the parent's is untouched."""
+    before = dict(os.environ)
+
+    def environment() -> tuple[int, int, int]:
+        dist.init_process_group("gloo", init_method="env://")
+        return dist.get_rank(), int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+
+    assert run_ranks(environment, 2, backend=None) == [(0, 0, 2), (1, 1, 2)]
+    assert dict(os.environ) == before
+
+
+def test_large_values_and_tensors_come_back() -> None:
+    """Values far beyond a pipe's capacity come back from all ranks; tensors keep type and content."""
+
+    def value() -> tuple[bytes, torch.Tensor]:
+        return bytes(20_000_000), torch.full((3,), dist.get_rank(), dtype=torch.bfloat16)
+
+    for rank, (data, tensor) in enumerate(run_ranks(value, 4)):
+        assert len(data) == 20_000_000
+        assert tensor.dtype == torch.bfloat16
+        assert tensor.tolist() == [rank] * 3
+
+
+def test_a_value_that_cannot_be_pickled_is_an_error_that_names_it() -> None:
+    """The report says that the return value is at fault, its type, and what may be returned."""
+    error = failures_of(threading.Lock, 2)
+    assert "the return value, of type lock, cannot be sent" in str(error)
+    assert "Return plain data" in str(error)
+
+
+def test_no_rank_leaves_before_the_slowest_has_finished() -> None:
+    """A rank that finishes early does not close its connections on the others."""
+    pending: list[Any] = []
+
+    def late() -> None:
+        if dist.get_rank() == 0:
+            time.sleep(0.3)
+            for peer in range(1, 4):
+                dist.send(torch.ones(1), peer)
+        else:  # gloo receives this in the background, while the rank is there
+            number = torch.zeros(1)
+            pending.extend((number, dist.irecv(number, 0)))
+
+    run_ranks(late, 4, timeout=20)
+
+
+# --- run_ranks: failures
+
+
+def test_a_failing_rank_is_reported_first_with_its_traceback_and_output() -> None:
+    """The cause comes first, with the test's own frames and what the rank wrote; its neighbours follow."""
+    error = failures_of(barrier_but, 4, 2, fail_loudly)
+    first = error.failures[0]
+    assert (first.rank, first.kind, first.summary) == (2, "raised", "raised ValueError: no such axis")
+    assert first.details.splitlines()[1].endswith("in barrier_but")
+    assert 'raise ValueError("no such axis")' in first.details
+    assert first.output == "said on stdout\nsaid on descriptor 2\n"
+    assert str(error).startswith("4 of 4 ranks did not return\n  rank 2 raised ValueError: no such axis\n")
+    assert "--- output of rank 2\nsaid on stdout" in str(error)
+
+
+def test_ranks_that_wait_for_a_failed_one_are_stopped_after_a_grace() -> None:
+    """A failure ends the run within seconds, not at the time limit; where the others stood is reported."""
+    error = failures_of(lambda: 1 / 0 if dist.get_rank() == 1 else time.sleep(FOREVER), 3, timeout=FOREVER)
+    assert [(one.rank, one.kind) for one in error.failures] == [(1, "raised"), (0, "stopped"), (2, "stopped")]
+    assert "ranks 0, 2 did not end within 2 s of the first failure" in str(error)
+    assert "test_testing.py" in error.failures[1].details
+
+
+def test_a_hang_is_cut_at_the_time_limit_with_stacks() -> None:
+    """Ranks that are stuck, in Python or in a collective, show where; ranks that returned are named."""
+
+    def hang() -> None:
+        if dist.get_rank() == 0:
+            return
+        if dist.get_rank() == 1:
+            time.sleep(FOREVER)
+        dist.barrier()
+
+    error = failures_of(hang, 4, timeout=5)
+    assert [(one.rank, one.kind) for one in error.failures] == [(1, "hung"), (2, "hung"), (3, "hung")]
+    assert "ranks 1-3 did not end within the time limit of 5 s\n  rank 0 returned" in str(error)
+    assert "in barrier" in error.failures[1].details
+    for one in error.failures:
+        assert one.details.splitlines()[-1].endswith("in hang"), "frames of the harness are left out"
+
+
+@pytest.mark.parametrize(
+    ("death", "summary"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "died by SIGKILL"),
+        (lambda: os._exit(7), "left with exit status 7"),
+        (lambda: os._exit(0), "left with exit status 0"),
+    ],
+)
+def test_a_rank_that_dies_is_reported_with_how(death: Callable[[], None], summary: str) -> None:
+    """A rank that ends without a word is the cause, before the ranks that miss it."""
+    error = failures_of(barrier_but, 3, 1, death)
+    assert (error.failures[0].rank, error.failures[0].kind) == (1, "died")
+    assert error.failures[0].summary == summary
+
+
+def test_a_crash_shows_the_python_stack() -> None:
+    """A rank that dies by a fatal signal of its own code shows where it was."""
+    error = failures_of(lambda: os.kill(os.getpid(), signal.SIGSEGV), 1, backend=None)
+    assert error.failures[0].summary == "died by SIGSEGV"
+    assert "Segmentation fault" in error.failures[0].details
+    assert "test_testing.py" in error.failures[0].details
+
+
+def test_equal_failures_are_reported_once() -> None:
+    """What all ranks say alike is printed once, with the ranks."""
+
+    def fail() -> None:
+        raise KeyError("tp")
+
+    error = failures_of(fail, 4)
+    assert len(error.failures) == 4
+    assert str(error).count("Traceback") == 1
+    assert "=== ranks 0-3 raised KeyError: 'tp' after " in str(error)
+
+
+def test_the_error_can_be_pickled() -> None:
+    """Runners that send exceptions between processes can send this one."""
+    error = RanksFailed([RankFailure(1, "died", "died by SIGKILL", "", "", 0.5)], 2)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.failures, str(copy)) == (error.failures, str(error))
+
+
+@pytest.mark.parametrize(
+    "outcome", [pytest.skip.Exception, pytest.xfail.Exception, pytest.exit.Exception, unittest.SkipTest]
+)
+def test_an_outcome_of_every_rank_is_the_outcome(outcome: type[BaseException]) -> None:
+    """A skip (or the like) that every rank raises is raised in the parent, with its reason."""
+
+    def stop() -> None:
+        raise outcome("not on this torch")
+
+    with pytest.raises(outcome, match="not on this torch"):
+        run_ranks(stop, 3)
+
+
+def test_a_skip_of_some_ranks_is_a_failure() -> None:
+    """A rank that skips while others go on is reported: its neighbours did not skip."""
+    error = failures_of(lambda: dist.get_rank() == 0 and pytest.skip("not me"), 2)
+    assert [one.rank for one in error.failures] == [0]
+    assert "raised Skipped: not me (passed on only when every rank raises it)" in str(error)
+
+
+# --- run_ranks: limits and traces
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"world_size": 0}, "world_size is 0"),
+        ({"world_size": True}, "world_size is True"),
+        ({"world_size": 1, "timeout": 0}, "timeout is 0"),
+        ({"world_size": 1, "device_type": "tpu"}, "device_type is 'tpu'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], match: str) -> None:
+    """The error names the argument and its value."""
+    with pytest.raises(ValueError, match=match):
+        run_ranks(os.getpid, **arguments)
+
+
+def test_a_process_with_a_process_group_cannot_start_ranks() -> None:
+    """Ranks would inherit the group without its connections: the error says so, and what to do."""
+    with (
+        fake_world(4, rank=2),
+        pytest.raises(RuntimeError, match=r"is rank 2 of a process group of 4.*destroy"),
+    ):
+        run_ranks(os.getpid, 1)
+
+
+def test_a_process_with_cuda_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA context does not survive a fork: the error says so (torch's answer is made up here)."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="CUDA is initialised in this process"):
+        run_ranks(os.getpid, 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+@pytest.mark.parametrize("ending", ["return", "raise", "hang"])
+def test_nothing_is_left_behind(world_size: int, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process, zombie, descriptor, thread or temporary file outlives a run, however it ends."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    descriptors, threads = open_descriptors(), threading.active_count()
+
+    def end() -> None:
+        if ending == "raise":
+            raise ValueError
+        if ending == "hang":
+            time.sleep(FOREVER)
+
+    try:
+        run_ranks(end, world_size, timeout=1 if ending == "hang" else 60)
+    except RanksFailed:
+        assert ending != "return"
+    assert open_descriptors() == descriptors
+    assert threading.active_count() == threads
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_child_of_a_rank_that_keeps_the_pipe_open_does_not_delay_the_run() -> None:
+    """A rank's end is noticed even while a process that it started lives on."""
+
+    def leave_a_child() -> None:
+        if os.fork() == 0:
+            time.sleep(3)
+            os._exit(0)
+        os._exit(5)
+
+    error = failures_of(leave_a_child, 1, backend=None, timeout=2)
+    assert error.failures[0].summary == "left with exit status 5"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_ranks_die_with_their_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks whose parent is killed do not go on alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a killed parent cannot remove the ranks' files
+    reader, writer = os.pipe()
+
+    def report_and_hang() -> None:
+        os.write(writer, os.getpid().to_bytes(4, "little"))
+        time.sleep(FOREVER)
+
+    parent = os.fork()
+    if parent == 0:
+        try:
+            run_ranks(report_and_hang, 1, backend=None)
+        finally:
+            os._exit(0)
+    rank = int.from_bytes(os.read(reader, 4), "little")
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    os.close(writer)
+    assert os.read(reader, 1) == b"", f"rank {rank} holds its end of the pipe until it is gone"
+    os.close(reader)
+
+
+def test_uncaptured_ranks_write_where_the_parent_writes(capfd: pytest.CaptureFixture[str]) -> None:
+    """`capture=False` leaves the ranks' output alone; otherwise nothing of it appears after a success."""
+    run_ranks(lambda: os.write(1, b"kept\n"), 1, backend=None)
+    run_ranks(lambda: os.write(1, b"shown\n"), 1, backend=None, capture=False)
+    assert capfd.readouterr().out == "shown\n"
+
+
+def test_threads_of_the_parent_raise_no_warning_and_ranks_compute() -> None:
+    """With torch's thread pool and another thread running, ranks start without a warning and do not hang."""
+    _ = torch.ones(600, 600) @ torch.ones(600, 600)
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        values = run_ranks(lambda: float((torch.ones(600, 600) @ torch.ones(600, 600)).sum()), 2)
+    finally:
+        done.set()
+        thread.join()
+    assert values == [600.0**3] * 2
+
+
+@hypothesis.settings(deadline=None, max_examples=5, database=None)
+@hypothesis.given(world_size=st.integers(1, 4), offset=st.integers(0, 9))
+def test_ranks_run_inside_a_property_test(world_size: int, offset: int) -> None:
+    """Each example of a hypothesis test can run ranks of its own."""
+    hypothesis.assume(world_size * offset != 4)
+    total = sum(range(world_size)) + offset * world_size
+    assert run_ranks(rank_and_sum, world_size, offset) == [(rank, total) for rank in range(world_size)]
+
+
+# --- leaks and worlds
+
+
+@pytest.mark.ranks(2)
+def test_a_left_process_group_is_named() -> None:
+    """The leak check names the group and its ranks, and passes once the group is destroyed."""
+    groups: list[Any] = []
+    with pytest.raises(LeakError, match=r"process group '.+' of ranks \[0, 1\]"), leak_check():
+        groups.append(dist.new_group([0, 1]))
+    with leak_check():
+        dist.destroy_process_group(groups.pop())
+    with leak_check():
+        dist.destroy_process_group(dist.new_group([1, 0]))
+
+
+@pytest.mark.ranks(2)
+def test_a_left_mesh_is_named() -> None:
+    """The leak check shows a mesh that something still refers to, and passes once nothing does."""
+    kept: list[Any] = []
+    with (
+        pytest.raises(LeakError, match=r"0 process group\(s\), 1 mesh\(es\)\n  mesh DeviceMesh"),
+        leak_check(),
+    ):
+        kept.append(compat.init_device_mesh("cpu", (2,), mesh_dim_names=("dp",)))
+    with leak_check():
+        kept.clear()
+    with leak_check():
+        compat.init_device_mesh("cpu", (2,), mesh_dim_names=("dp",))
+
+
+@pytest.mark.ranks(2)
+def test_what_was_there_before_is_no_leak() -> None:
+    """Only what the block itself leaves counts, even if an equal mesh was there before."""
+    meshes = [compat.init_device_mesh("cpu", (2,), mesh_dim_names=("dp",))]
+    with leak_check():
+        pass
+    with pytest.raises(LeakError, match=r"1 mesh\(es\)"), leak_check():
+        meshes.append(compat.init_device_mesh("cpu", (2,), mesh_dim_names=("dp",)))
+    assert meshes[0] == meshes[1]
+
+
+def test_a_failing_block_keeps_its_own_error() -> None:
+    """A block that raises is not checked: its error is the news."""
+    with pytest.raises(ZeroDivisionError), leak_check():
+        _ = 1 / 0
+
+
+@pytest.mark.ranks(4)
+def test_a_clean_test_on_ranks_passes_the_check(no_leaks: None) -> None:
+    """`no_leaks` on ranks accepts the default group that the harness made, and what the test has dropped."""
+    compat.init_device_mesh("cpu", (4,), mesh_dim_names=("dp",))
+
+
+def test_a_fake_world_ends_with_its_block(fake_world: Callable[..., Any], no_leaks: None) -> None:
+    """A fake world has the size and rank that were asked for, and is gone afterwards, also after an error."""
+    with fake_world(16384, rank=3):
+        assert (dist.get_rank(), dist.get_world_size()) == (3, 16384)
+    with pytest.raises(KeyError), fake_world(8):
+        raise KeyError
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(("world_size", "rank"), [(0, 0), (4, 4), (4, -1)])
+def test_a_rank_outside_the_fake_world_is_refused(world_size: int, rank: int) -> None:
+    """The error names rank and world size."""
+    with (
+        pytest.raises(ValueError, match=f"rank {rank} is not in a world of {world_size}"),
+        fake_world(world_size, rank),
+    ):
+        pass
+
+
+def test_a_second_fake_world_is_refused() -> None:
+    """A process has one world at a time, and the error says how to leave it."""
+    with (
+        fake_world(8),
+        pytest.raises(RuntimeError, match="belongs to a process group of 8 ranks"),
+        fake_world(4),
+    ):
+        pass
+
+
+def test_the_registry_is_reset_around_a_test(mesh_registry_reset: None) -> None:
+    """With the fixture a test finds torch's mesh registry empty, and can use meshes as ever."""
+    with fake_world(8, rank=5):
+        mesh = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
+        assert compat.get_root_mesh(compat.slice_mesh(mesh, ("tp",))) is mesh
+
+
+# --- the plugin, seen from this very suite
+
+
+@pytest.fixture
+def made_once() -> int:
+    """A value that tells in which process it was made."""
+    return os.getpid()
+
+
+@pytest.mark.ranks(3)
+@pytest.mark.parametrize("factor", [1, 5])
+def test_fixtures_are_computed_once_in_the_parent(made_once: int, factor: int) -> None:
+    """Ranks inherit fixtures and parameters, and run in processes of their own."""
+    assert made_once == os.getppid()
+    assert rank_and_sum(factor)[1] == 3 + 3 * factor
+
+
+@pytest.mark.ranks(2)
+class TestOnRanks:
+    """The marker works on a class, and a test's own marker goes before it."""
+
+    def test_inherits_the_marker(self) -> None:
+        """The class's marker counts."""
+        assert dist.get_world_size() == 2
+
+    @pytest.mark.ranks(3, backend="gloo", timeout=30)
+    def test_its_own_marker_is_closer(self) -> None:
+        """The test's own marker counts."""
+        assert dist.get_world_size() == 3
+
+
+@pytest.mark.ranks(2, backend=None)
+def test_a_test_on_ranks_without_a_process_group() -> None:
+    """The marker takes `backend=None`."""
+    assert not dist.is_initialized()
+
+
+@pytest.mark.ranks(2)
+@hypothesis.settings(deadline=None, max_examples=5, database=None)
+@hypothesis.given(offset=st.integers(0, 1000))
+def test_every_rank_gets_the_same_example(offset: int) -> None:
+    """Under @given the examples are drawn in the parent; `assume` works on ranks."""
+    hypothesis.assume(offset != 4)
+    assert rank_and_sum(offset)[1] == 1 + 2 * offset
+
+
+@pytest.mark.ranks(2)
+def test_a_rank_test_runs_on_each_device_and_backend(device_backend: DeviceBackend) -> None:
+    """The process group has the fixture's backend, and a tensor on its device goes through it."""
+    assert dist.get_backend() == device_backend.backend
+    number = torch.ones(1, device=device_backend.device_type)
+    dist.all_reduce(number)
+    assert number.item() == 2
+
+
+# --- the plugin, seen from outside
+
+CONFTEST = 'pytest_plugins = ["automodel_mesh.testing"]'
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Run a test module as a user's suite that loads the plugin; warnings are errors."""
+    pytester.makeconftest(CONFTEST)
+
+    def run(body: str, *options: str) -> pytest.RunResult:
+        pytester.makepyfile("import os, time, pytest, torch, torch.distributed as dist\n" + body)
+        return pytester.runpytest_inprocess("-rA", "-W", "error", "-p", "no:cacheprovider", *options)
+
+    return run
+
+
+def test_a_report_shows_the_ranks_and_not_the_harness(suite: Callable[..., pytest.RunResult]) -> None:
+    """A failed test shows each rank's traceback and output; a passed one has its output in its report."""
+    result = suite(
+        """
+@pytest.mark.ranks(2)
+def test_fails():
+    print("hello from rank", dist.get_rank())
+    assert dist.get_rank() == 0
+
+@pytest.mark.ranks(2)
+def test_passes():
+    print("greetings from rank", dist.get_rank())
+"""
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    text = result.stdout.str()
+    assert "assert 1 == 0" in text
+    assert "hello from rank 1" in text
+    assert "greetings from rank 0" in text
+    assert "run_job" not in text
+    assert "_ranks.py" not in text
+
+
+def test_outcomes_of_rank_tests_are_counted_as_ever(suite: Callable[..., pytest.RunResult]) -> None:
+    """Skips, expected failures, leaks and wrong markers come out as pytest counts them."""
+    result = suite(
+        """
+import unittest
+
+@pytest.mark.ranks(2)
+def test_skips():
+    pytest.skip("skipped by all ranks")
+
+@pytest.mark.ranks(2)
+@pytest.mark.xfail(raises=AssertionError, strict=True)
+def test_expected():
+    assert False
+
+@pytest.mark.ranks(2)
+def test_leaks(no_leaks):
+    dist.new_group([0, 1])
+
+def test_leaks_in_this_process(no_leaks):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+def test_after_a_leak():
+    dist.destroy_process_group()
+
+@pytest.mark.ranks("two")
+def test_wrong(): pass
+
+@pytest.mark.ranks(2, ranks=3)
+def test_unknown(): pass
+
+@pytest.mark.ranks(2)
+async def test_async(): pass
+
+class TestUnit(unittest.TestCase):
+    @pytest.mark.ranks(2)
+    def test_unit(self): pass
+"""
+    )
+    text = result.stdout.str()
+    assert "skipped by all ranks" in text
+    assert "of ranks [0, 1]" in text
+    assert "world_size is 'two'" in text
+    assert "unexpected keyword argument 'ranks'" in text
+    assert "on plain functions: call asyncio.run() inside" in text
+    assert "on functions and plain classes" in text
+    # Leak on ranks: a failure. Leak in this process: the body passed, the check after it is the error. The
+    # four wrong uses are errors of the set-up.
+    result.assert_outcomes(passed=2, failed=1, errors=5, skipped=1, xfailed=1)
+
+
+def test_devices_that_are_not_there_are_skipped(
+    suite: Callable[..., pytest.RunResult],
+) -> None:
+    """Each device and backend is one test, skipped with the reason; those on a GPU carry `cuda`."""
+    body = """
+@pytest.mark.ranks(2)
+def test_backend(device_backend):
+    assert dist.get_backend() == device_backend.backend
+"""
+    result = suite(body, "-m", "not cuda")
+    result.assert_outcomes(passed=1, deselected=2)
+    if torch.cuda.device_count() == 0:
+        result = suite(body, "-m", "cuda")
+        result.assert_outcomes(skipped=2, deselected=1)
+        result.stdout.fnmatch_lines("*no GPU: torch * sees none on this machine*")
+
+
+def test_too_few_gpus_for_nccl_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL takes one GPU for each rank, gloo shares one (the number of GPUs is made up: no GPU needed)."""
+    monkeypatch.setattr(testing, "_gpu_count", lambda: 1)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    reason = unavailable_reason(DeviceBackend("cuda", "nccl"), 8)
+    assert reason == "NCCL takes one GPU for each rank: 8 ranks, 1 GPU(s) on this machine"
+    assert unavailable_reason(DeviceBackend("cuda", "nccl"), 1) is None
+    assert unavailable_reason(DeviceBackend("cuda", "gloo"), 8) is None
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    assert unavailable_reason(DeviceBackend("cuda", "nccl"), 1) == f"torch {torch.__version__} is built without nccl"
+
+
+ISOLATED = """
+import numpy
+counter = []
+
+@pytest.fixture(scope="module", autouse=True)
+def per_test():
+    counter.append(1)
+    yield
+    assert len(counter) == 1
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_leaves_a_world(n, fake_world):
+    assert not dist.is_initialized() and "RANK" not in os.environ
+    print("said", n)
+    fake_world(4).__enter__()
+
+@pytest.mark.ranks(2)
+def test_ranks():
+    dist.barrier()
+
+def test_fails(): assert counter == [2]
+def test_skips(): pytest.skip("why not")
+"""
+
+
+def test_isolated_tests_do_not_meet(suite: Callable[..., pytest.RunResult]) -> None:
+    """With `isolate_tests` every test, its module's fixtures included, runs in a process of its own."""
+    result = suite(ISOLATED, "-o", "isolate_tests=true")
+    result.assert_outcomes(passed=3, failed=1, skipped=1)
+    text = result.stdout.str()
+    assert "said 2" in text
+    assert "assert [1] == [2]" in text
+    assert "why not" in text
+
+
+def test_a_crash_of_an_isolated_test_is_its_failure(suite: Callable[..., pytest.RunResult]) -> None:
+    """A test that takes its process down fails with how and where, and the next one runs."""
+    result = suite(
+        "def test_crash():\n    print('so far')\n    os.kill(os.getpid(), 11)\ndef test_next(): pass\n",
+        "-o",
+        "isolate_tests=true",
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    text = result.stdout.str()
+    assert "rank 0 died by SIGSEGV" in text
+    assert "in test_crash" in text
+
+
+PROGRAM = """
+import sys
+sys.modules["pytest"] = None  # as if it were not installed
+from automodel_mesh._ranks import run_ranks
+print(run_ranks(int, 2))
+del sys.modules["pytest"]
+import automodel_mesh.testing
+"""
+
+
+def test_the_runner_needs_no_pytest_and_nothing_warns() -> None:
+    """The command line can run ranks without pytest; imports and ranks are clean under `python -W error`."""
+    root = Path(automodel_mesh.__file__).parent.parent
+    command = [sys.executable, "-W", "error", "-c", PROGRAM]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[0, 0]\n", "")
