@@ -128,6 +128,7 @@ def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
             raise MeshArgumentError(
                 f"concatenate: {mesh} has another root than {given[0]}: only meshes of one root can be joined."
             )
+    family.require_member(given[0])
     names = requested_names([name for mesh in given for name in axis_names(mesh)], "concatenate")
     axes = tuple(axis for mesh in given for axis in era.axes_of(mesh))
     _require_disjoint(axes, names, "concatenate")

@@ -15,6 +15,8 @@ from packaging.version import Version
 
 from automodel_mesh.compat import MINIMUM_TORCH, NEWEST_TESTED_TORCH
 
+pytestmark = pytest.mark.release_independent
+
 ROOT = Path(__file__).resolve().parent.parent
 ROWS: list[dict[str, Any]] = tomli.loads((ROOT / "ci_matrix/torch.toml").read_text())["rows"]
 PROJECT: dict[str, Any] = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]

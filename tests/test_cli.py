@@ -107,6 +107,7 @@ def test_contract() -> None:
     assert re.search(r"^all \d+ checks passed on 8 ranks in \d+\.\d s$", done.stdout.splitlines()[-1])
 
 
+@pytest.mark.release_independent
 def test_json_without_extras() -> None:
     """Without rich, pytest and NumPy the doctor works; --json gives one document, and progress on stderr."""
     done = command("doctor", "--ranks", "4", "--json", program=WITHOUT_EXTRAS)
@@ -121,6 +122,7 @@ def test_json_without_extras() -> None:
     assert done.stderr.count("ok ") == len(document["checks"])
 
 
+@pytest.mark.release_independent
 def test_failing_check() -> None:
     """A failing check exits with 1 and is reported with its rank, traceback and output."""
     done = command("doctor", "--ranks", "2", program=FAILING_RUN)
@@ -134,6 +136,7 @@ def test_failing_check() -> None:
     assert done.stdout.splitlines()[-1].startswith("1 of 2 checks did not pass on 2 ranks")
 
 
+@pytest.mark.release_independent
 def test_failing_check_as_json() -> None:
     """In JSON a failing check has its rank, the error, the traceback, and what the rank wrote."""
     done = command("doctor", "--ranks", "2", "--json", program=FAILING_RUN)
@@ -149,6 +152,7 @@ def test_failing_check_as_json() -> None:
     assert "seen just before" in cause["output"]
 
 
+@pytest.mark.release_independent
 def test_terminal_with_rich() -> None:
     """On a terminal with rich there is a table, and failures keep their text as it is."""
     pytest.importorskip("rich")
@@ -159,6 +163,7 @@ def test_terminal_with_rich() -> None:
     assert "1 of 2 checks did not pass" in seen
 
 
+@pytest.mark.release_independent
 def test_terminal_without_rich() -> None:
     """On a terminal without rich a line says what is being checked, and goes when the check ends."""
     program = FAILING_RUN.replace("import sys\n", "import sys\nsys.modules['rich'] = None\n", 1)
@@ -168,6 +173,7 @@ def test_terminal_without_rich() -> None:
     assert "┃" not in seen
 
 
+@pytest.mark.release_independent
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     """--list names each check with its promise, and runs none."""
     assert main(["doctor", "--list"]) == 0
@@ -176,6 +182,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "flatten-apart           Axes that do not lie side by side" in text
 
 
+@pytest.mark.release_independent
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     """--list --json prints the same as one document."""
     assert main(["doctor", "--list", "--json"]) == 0
@@ -185,6 +192,7 @@ def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(set(check) == {"name", "promise"} for check in document["checks"])
 
 
+@pytest.mark.release_independent
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -207,6 +215,7 @@ def test_wrong_arguments(arguments: tuple[str, ...], complaint: str) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.release_independent
 def test_unsupported_torch() -> None:
     """A torch that is too old exits with 2 and a message instead of a traceback, and leaves stdout empty."""
     done = command("doctor", "--json", program=OLD_TORCH)
@@ -216,6 +225,7 @@ def test_unsupported_torch() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.release_independent
 def test_version() -> None:
     """--version prints one line with the name and the version."""
     done = command("--version")
@@ -223,6 +233,7 @@ def test_version() -> None:
     assert re.fullmatch(r"automodel-mesh (\d+\.\S+|\(not installed\))\n", done.stdout)
 
 
+@pytest.mark.release_independent
 def test_help() -> None:
     """The help of the command says what each exit status means."""
     done = command("doctor", "--help")

@@ -67,6 +67,7 @@ def checks_named(*names: str) -> list[Check]:
     return [Check(name, f"promise of {name}", globals()[name]) for name in names]
 
 
+@pytest.mark.release_independent
 @pytest.mark.parametrize(
     ("ranks", "shape"),
     [
@@ -84,6 +85,7 @@ def test_mesh_shape(ranks: int, shape: tuple[int, int, int]) -> None:
     assert doctor.mesh_shape(ranks) == shape
 
 
+@pytest.mark.release_independent
 @settings(deadline=None)
 @given(st.integers(1, 4096))
 def test_mesh_shape_uses_every_rank(ranks: int) -> None:
@@ -91,6 +93,7 @@ def test_mesh_shape_uses_every_rank(ranks: int) -> None:
     assert math.prod(doctor.mesh_shape(ranks)) == ranks
 
 
+@pytest.mark.release_independent
 @settings(deadline=None)
 @given(st.data(), st.lists(st.integers(1, 3), min_size=1, max_size=4))
 def test_ranks_along(data: st.DataObject, shape: list[int]) -> None:
@@ -104,6 +107,7 @@ def test_ranks_along(data: st.DataObject, shape: list[int]) -> None:
             assert doctor.ranks_along(rank, shape, dims) == group
 
 
+@pytest.mark.release_independent
 def test_passing_checks() -> None:
     """Checks that raise on no rank pass, in order, and the watcher is told of each beginning and end."""
     watch = Recorder()
@@ -117,6 +121,7 @@ def test_passing_checks() -> None:
     assert watch.told == [("started", "one"), ("passed", "one"), ("started", "two"), ("passed", "two")]
 
 
+@pytest.mark.release_independent
 def test_no_checks() -> None:
     """A run of no checks starts no ranks and passes."""
     report = doctor.run_checks(2, checks=[])
@@ -124,6 +129,7 @@ def test_no_checks() -> None:
     assert report.results == ()
 
 
+@pytest.mark.release_independent
 def test_failure_on_one_rank() -> None:
     """A check that raises on one rank only has failed, with that rank and its traceback first."""
     report = doctor.run_checks(2, checks=checks_named("broken_on_rank_1"))
@@ -135,6 +141,7 @@ def test_failure_on_one_rank() -> None:
     assert "in broken_on_rank_1" in result.failures[0].details
 
 
+@pytest.mark.release_independent
 def test_checks_after_a_failure() -> None:
     """A failed check does not keep the remaining ones from being run, on new ranks."""
     watch = Recorder()
@@ -144,6 +151,7 @@ def test_checks_after_a_failure() -> None:
     assert watch.told[-2:] == [("started", "last"), ("passed", "last")]
 
 
+@pytest.mark.release_independent
 def test_hanging_rank() -> None:
     """A hanging rank is stopped at the time limit, reported with its stack, and holds up no other check."""
     report = doctor.run_checks(2, timeout=1.5, checks=checks_named("hangs", "fine"))
@@ -153,6 +161,7 @@ def test_hanging_rank() -> None:
     assert "hangs" in failures[0].details
 
 
+@pytest.mark.release_independent
 def test_dying_rank() -> None:
     """A rank that leaves without raising has failed its check, and the report has its exit status."""
     (result,) = doctor.run_checks(2, checks=checks_named("dies")).results
@@ -161,6 +170,7 @@ def test_dying_rank() -> None:
     assert "3" in result.failures[0].summary
 
 
+@pytest.mark.release_independent
 def test_own_world() -> None:
     """A check that asks for its own world may destroy it: the checks before and after it have others."""
 
@@ -178,6 +188,7 @@ def test_own_world() -> None:
     assert [result.status for result in doctor.run_checks(2, checks=checks).results] == ["passed"] * 3
 
 
+@pytest.mark.release_independent
 def test_ranks_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ranks cannot meet, the first check has failed with the reason and no other one is tried."""
 
@@ -190,6 +201,7 @@ def test_ranks_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no network today" in report.results[0].failures[0].summary
 
 
+@pytest.mark.release_independent
 @pytest.mark.parametrize(("ranks", "timeout"), [(1, 10.0), (0, 10.0), (-3, 10.0), (2, 0.0), (2, -1.0)])
 def test_arguments_out_of_range(ranks: int, timeout: float) -> None:
     """Fewer than two ranks and a time limit of nothing are refused."""
@@ -197,6 +209,7 @@ def test_arguments_out_of_range(ranks: int, timeout: float) -> None:
         doctor.run_checks(ranks, timeout=timeout, checks=checks_named("fine"))
 
 
+@pytest.mark.release_independent
 def test_names_of_the_checks() -> None:
     """Each check has a name of its own that fits the report, and one sentence as its promise."""
     names = [check.name for check in doctor.CHECKS]
@@ -212,6 +225,7 @@ def test_contract_on_few_ranks(ranks: int) -> None:
     assert [(result.name, result.failures) for result in report.results if not result.passed] == []
 
 
+@pytest.mark.release_independent
 def test_each_check_alone() -> None:
     """No check relies on another one before it: after a failure the next one is the first on its ranks."""
     alone = [replace(check, own_world=True) for check in doctor.CHECKS]
@@ -229,6 +243,7 @@ def failed_checks(*names: str) -> set[str]:
     return {result.name for result in doctor.run_checks(8, checks=checks).results if result.status == "failed"}
 
 
+@pytest.mark.release_independent
 def test_wrong_groups_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group that has other ranks than its axis shows fails the checks that look at groups, and the sums."""
 
@@ -257,6 +272,7 @@ def test_plain_torch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed_checks("flattened-from-submesh") == {"flattened-from-submesh"}
 
 
+@pytest.mark.release_independent
 def test_a_lost_root_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mesh that takes itself for the root fails every check about roots."""
 
@@ -268,6 +284,7 @@ def test_a_lost_root_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed_checks(*names) == set(names)
 
 
+@pytest.mark.release_independent
 def test_meshes_kept_alive_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that keeps a reference to each flattened mesh fails the check about dropped meshes."""
     kept: list[DeviceMesh] = []
@@ -281,6 +298,7 @@ def test_meshes_kept_alive_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed_checks("dropped-meshes") == {"dropped-meshes"}
 
 
+@pytest.mark.release_independent
 def test_warnings_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning from a lookup fails the check about warnings."""
     get_coordinate = compat.get_coordinate
@@ -293,6 +311,7 @@ def test_warnings_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed_checks("no-warnings") == {"no-warnings"}
 
 
+@pytest.mark.release_independent
 def test_missing_refusals_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that answers instead of refusing fails the checks about refusals and destroyed worlds."""
     slice_mesh = compat.slice_mesh

@@ -35,6 +35,8 @@ from automodel_mesh.topology import (
     shared_layouts,
 )
 
+pytestmark = pytest.mark.release_independent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 

@@ -23,6 +23,8 @@ from automodel_mesh.compat.axes import (
     split,
 )
 
+pytestmark = pytest.mark.release_independent
+
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.release_independent
+
 CHECKOUT = Path(__file__).parents[2]
 MESH_WORDS = re.compile(
     r"^_(mesh_resources|flatten|unflatten|concatenate|flatten_mapping|get_root_mesh|root_mesh|layout|rank_map|"
