@@ -116,7 +116,7 @@ def make_root(
         # From 2.7 on, several groups want names; a mesh may have none, so it gets some and loses them again.
         placeholders = names or tuple(f"dim_{dim}" for dim in range(len(shape)))
         mesh = DeviceMesh.from_group(list(groups), device_type, grid, mesh_dim_names=placeholders)
-        mesh.mesh_dim_names = names
+        mesh.__dict__["mesh_dim_names"] = names  # a plain attribute in these releases
         return mesh
     return DeviceMesh(device_type, grid, mesh_dim_names=names, _init_backend=False)
 

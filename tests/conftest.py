@@ -27,7 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the failures that the matrix expects of the installed release, each with its reason there."""
     rows = tomllib.loads(MATRIX.read_text())["rows"]
-    expected = next((row.get("expected_failures", {}) for row in rows if row["torch"] == str(TORCH_VERSION)), {})
+    expected: dict[str, str] = next(
+        (row.get("expected_failures", {}) for row in rows if row["torch"] == str(TORCH_VERSION)), {}
+    )
     for item in items:
         reason = expected.get(item.nodeid) or expected.get(item.nodeid.partition("[")[0])
         if reason:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +38,8 @@ class Grid:
         wanted = [atom for axis in axes for atom in axis if self.shape[atom] > 1]
         others = [atom for atom in range(len(self.shape)) if atom not in wanted]
         front = np.transpose(ranks, (*others, *wanted))[tuple(coordinate[atom] for atom in others)]
-        nested: list[object] = front.reshape([self.size(axis) for axis in axes]).tolist()
-        return nested
+        nested: Any = front.reshape([self.size(axis) for axis in axes])
+        return list(nested.tolist())
 
     def group(self, axis: Atoms, rank: int) -> list[int]:
         """Return the ranks that share a group with `rank` along an axis, in the order of the axis."""
