@@ -1,1 +1,42 @@
-"""One `DeviceMesh` API with one meaning on every PyTorch release from 2.6 on, and a framework's mesh layer on top."""
+"""One `DeviceMesh` API with one meaning on every PyTorch release from 2.6 on, and a framework's mesh layer on top.
+
+The names are imported when they are first used, so that `automodel-mesh --version` does not wait for torch, and an
+unsupported torch is reported by the command instead of breaking it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from automodel_mesh.config import DDPConfig, DistributedStrategyConfig, FSDP2Config, MegatronFSDPConfig
+    from automodel_mesh.mesh import MeshAxisName, MeshContext, ParallelismSizes
+    from automodel_mesh.mesh_utils import create_ring_ulysses_mesh, get_flat_mesh, get_fsdp_dp_mesh, get_submesh
+
+__all__ = [
+    "DDPConfig",
+    "DistributedStrategyConfig",
+    "FSDP2Config",
+    "MegatronFSDPConfig",
+    "MeshAxisName",
+    "MeshContext",
+    "ParallelismSizes",
+    "create_ring_ulysses_mesh",
+    "get_flat_mesh",
+    "get_fsdp_dp_mesh",
+    "get_submesh",
+]
+
+_HOMES = {
+    "automodel_mesh.config": ("DDPConfig", "DistributedStrategyConfig", "FSDP2Config", "MegatronFSDPConfig"),
+    "automodel_mesh.mesh": ("MeshAxisName", "MeshContext", "ParallelismSizes"),
+    "automodel_mesh.mesh_utils": ("create_ring_ulysses_mesh", "get_flat_mesh", "get_fsdp_dp_mesh", "get_submesh"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

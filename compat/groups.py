@@ -35,7 +35,7 @@ class GroupReport(NamedTuple):
 
 @dataclass
 class _Entry:
-    """A group of this rank, `None` outside the mesh; weak, so that a destroyed group can go before its mesh does."""
+    """A group of this rank, `None` where it is in none; weak, so that a destroyed group can go before its mesh does."""
 
     group: weakref.ref[ProcessGroup] | None
     made_here: bool
@@ -58,6 +58,7 @@ class GroupTable:
     def __init__(self, ranks: Sequence[int], timeout: timedelta | None = None) -> None:
         self.ranks = ranks
         self._timeout = timeout
+        self._member = dist.get_rank() in ranks
         world = range(dist.get_world_size())
         self._spans_the_world = ranks == world if isinstance(ranks, range) else list(ranks) == list(world)
         self.ascending = isinstance(ranks, range) or all(left < right for left, right in pairwise(ranks))
@@ -86,7 +87,8 @@ class GroupTable:
             )
         if name not in entry.axes:
             entry.axes.append(name)
-        return entry.alive()
+        # Ranks outside the mesh have helped to make groups, a single-rank one among them, and have none of its axes.
+        return entry.alive() if self._member else None
 
     def report(self) -> list[GroupReport]:
         """Describe the groups of this rank, in the order they came."""
@@ -101,7 +103,7 @@ class GroupTable:
                 made_here=entry.made_here,
             )
             for (_, spec), entry in self._entries.items()
-            if (group := entry.alive()) is not None
+            if self._member and (group := entry.alive()) is not None
         ]
 
     def groups_made_here(self) -> Iterator[ProcessGroup]:

@@ -52,7 +52,7 @@ DEFAULT_SPEC: Final = GroupSpec()
 def make_groups(
     axis: Axis, ranks: Sequence[int], spec: GroupSpec, description: str, *, spans_the_world: bool
 ) -> ProcessGroup | None:
-    """Make the groups along an axis of a root mesh and return this rank's; `None` where it is outside the mesh.
+    """Make the groups along an axis of a root mesh and return this rank's; `None` where it is in none of them.
 
     Args:
         axis: the axis, folded; the empty axis stands for a group of each rank alone.
@@ -73,8 +73,7 @@ def make_groups(
     if not axis:
         # Nobody else is in the group, so nobody has to be waited for. Every rank of the world makes one, those outside
         # the mesh too: from torch 2.14 on later groups hang where the numbers of locally made groups differ.
-        single = _new_group([dist.get_rank()], spec, description, local=True)
-        return single if dist.get_rank() in ranks else None
+        return _new_group([dist.get_rank()], spec, description, local=True)
     many = len(ranks) // axis_size(axis) >= LOCAL_FROM
     if many and spans_the_world and group_counts_agree():
         start = first_position([axis], ranks.index(dist.get_rank()))

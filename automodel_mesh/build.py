@@ -1,0 +1,142 @@
+"""Topology to `DeviceMesh` objects: the only place of the mesh layer where process groups are made."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from automodel_mesh import compat
+from automodel_mesh.topology import EXPERT_AXES, Topology, plan_topologies
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import timedelta
+
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from automodel_mesh.topology import SizesLike
+
+
+class Meshes(NamedTuple):
+    """The meshes of one request."""
+
+    root: DeviceMesh
+    """All axes of the strategy; its family has the derived ones. Without a coordinate on ranks outside."""
+    moe: DeviceMesh | None
+    """(ep_shard, ep) of this rank's pipeline stage, in the same family; `None` without experts or outside."""
+
+
+def build_meshes(
+    strategy: str,
+    sizes: SizesLike,
+    world_size: int | None = None,
+    *,
+    ranks: Sequence[int] | None = None,
+    timeout: timedelta | None = None,
+    backend_override: Mapping[str, Any] | None = None,
+    device_type: str | None = None,
+) -> Meshes:
+    """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
+
+    Args:
+        strategy: `"fsdp2"`, `"megatron_fsdp"` or `"ddp"`.
+        sizes: the sizes asked for, integers of at least 1; `None` where they can be inferred.
+        world_size: number of ranks; by default the world's.
+        ranks: the global ranks of the mesh, ascending; by default all.
+        timeout: the timeout of every process group made.
+        backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
+        device_type: by default the accelerator's where the default group can serve it, else `"cpu"`.
+
+    Returns:
+        The root mesh with its derived axes, and the expert mesh.
+
+    Raises:
+        ValueError: sizes that do not fit the strategy, the ranks, or each other; an override for no axis.
+        TypeError: a size or a rank that is not an integer.
+    """
+    plan = plan_topologies(strategy, sizes, resolve_world_size(world_size), ranks=ranks)
+    override = dict(backend_override or {})
+    _require_axes(override, plan.root, plan.moe)
+    root = compat.init_device_mesh(
+        device_type or default_device_type(),
+        plan.root.shape,
+        mesh_dim_names=plan.root.axes,
+        backend_override={axis: override[axis] for axis in plan.root.axes if axis in override},
+        ranks=ranks,
+        timeout=timeout,
+    )
+    register_flattened_axes(root, plan.root.derived, override)
+    return Meshes(root, None if plan.moe is None else build_moe_mesh(root, *plan.moe.shape[1:], override))
+
+
+def register_flattened_axes(
+    root: DeviceMesh, derived: Mapping[str, Sequence[str]], override: Mapping[str, Any] | None = None
+) -> None:
+    """Fold axes of a root mesh into derived ones, on all ranks of the world.
+
+    Args:
+        root: the root mesh.
+        derived: for each derived axis, by name, the axes it folds, in the order of the root.
+        override: for a derived axis, by name: a backend, its options, or both as a pair.
+
+    Raises:
+        KeyError: an axis that the root has not.
+        ValueError: a name that is taken.
+    """
+    for name, axes in derived.items():
+        # A rank outside takes part in making the groups and is then refused: it has no such axis.
+        with suppress(compat.RankNotInMeshError):
+            compat.flatten(root, name, dims=tuple(axes), backend_override=(override or {}).get(name))
+
+
+def build_moe_mesh(
+    root: DeviceMesh, ep_shard_size: int, ep_size: int, override: Mapping[str, Any] | None = None
+) -> DeviceMesh | None:
+    """Lay the ranks of each pipeline stage out anew for experts, on all ranks of the world.
+
+    Args:
+        root: a root mesh of the fsdp2 strategy.
+        ep_shard_size: size of the outer axis, along which an expert's parameters are sharded.
+        ep_size: size of the inner axis, along which experts are distributed.
+        override: for `"ep_shard"` and `"ep"`: a backend, its options, or both as a pair.
+
+    Returns:
+        The mesh (ep_shard, ep) of this rank's stage, in the family of the root; `None` on a rank outside.
+
+    Raises:
+        ValueError: the sizes do not multiply to the ranks of a stage.
+    """
+    names = ("ep_shard", "ep")
+    chosen = {name: override[name] for name in names if override and name in override}
+    with suppress(compat.RankNotInMeshError):
+        return compat.refold(root, EXPERT_AXES, (ep_shard_size, ep_size), names, backend_override=chosen)
+    return None
+
+
+def resolve_world_size(world_size: int | None = None) -> int:
+    """Return the number of ranks: the one given, else the world's, else the launcher's, else 1."""
+    if world_size is not None:
+        return world_size
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def default_device_type() -> str:
+    """Return the accelerator's device type where the default group can serve it, else `"cpu"`."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return "cpu"
+    only_cpu = dist.is_initialized() and dist.get_backend() == "gloo"
+    return "cpu" if only_cpu else accelerator.type
+
+
+def _require_axes(override: Mapping[str, Any], *topologies: Topology | None) -> None:
+    known = [axis for topology in topologies if topology is not None for axis in topology.all_axes]
+    unknown = [name for name in override if name not in known]
+    if unknown:
+        raise ValueError(f"backend_override names {unknown}, which are no axes of this mesh: it has {known}.")

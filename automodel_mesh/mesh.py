@@ -1,0 +1,296 @@
+"""`MeshContext`: the topology that a training framework carries around, read from the live meshes."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from automodel_mesh import compat
+from automodel_mesh.build import build_meshes
+from automodel_mesh.config import DistributedStrategyConfig, strategy_name
+from automodel_mesh.topology import check_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+    from typing_extensions import Self
+
+__all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
+
+
+class MeshAxisName(str, enum.Enum):
+    """The names of mesh axes; each is the plain string it stands for, in comparisons, dictionaries and texts."""
+
+    PP = "pp"
+    DP = "dp"
+    DP_REPLICATE = "dp_replicate"
+    DP_SHARD = "dp_shard"
+    DP_SHARD_CP = "dp_shard_cp"
+    DP_CP = "dp_cp"
+    CP = "cp"
+    TP = "tp"
+    EP = "ep"
+    EP_SHARD = "ep_shard"
+
+    # Without these an enum prints its own name, and f"{MeshAxisName.TP}_group" would differ between Pythons.
+    __str__ = str.__str__
+    __format__ = str.__format__
+
+
+_VALID_AXIS_NAMES: frozenset[str] = frozenset(MeshAxisName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelismSizes:
+    """The sizes that a user asks for; what was built is read from `MeshContext`.
+
+    Args:
+        dp_size: data parallel ranks in all, replicated and sharded; `None` to infer it from the world.
+        dp_replicate_size: replicas among them; `None` for 1.
+        tp_size: tensor parallel ranks.
+        pp_size: pipeline stages.
+        cp_size: context parallel ranks.
+        ep_size: expert parallel ranks, inside a pipeline stage.
+
+    Raises:
+        TypeError: a size that is not an integer.
+        ValueError: a size below 1.
+    """
+
+    dp_size: int | None = None
+    dp_replicate_size: int | None = None
+    tp_size: int = 1
+    pp_size: int = 1
+    cp_size: int = 1
+    ep_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+
+@dataclass
+class MeshContext:
+    """The device meshes of a model, and what follows from them.
+
+    Sizes are read from the meshes; without a mesh they are 1, those of `dp` and `dp_replicate` `None`. Usable as a
+    context manager: leaving it closes it.
+
+    Args:
+        device_mesh: the root mesh, or any mesh of its family.
+        moe_mesh: the expert mesh.
+        process_group: a group of the model's ranks, where the caller has one.
+
+    Raises:
+        ValueError: an axis of a mesh has a name that is no `MeshAxisName`.
+    """
+
+    device_mesh: DeviceMesh | None = None
+    moe_mesh: DeviceMesh | None = None
+    process_group: ProcessGroup | None = field(default=None, kw_only=True)
+    _built: DeviceMesh | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _validate_mesh_axis_names(self)
+
+    @classmethod
+    def build(
+        cls,
+        strategy_config: DistributedStrategyConfig,
+        parallelism_sizes: ParallelismSizes | None = None,
+        *,
+        world_size: int | None = None,
+        timeout_minutes: float | None = None,
+        ranks: Sequence[int] | None = None,
+        backend_override: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
+
+        Args:
+            strategy_config: an instance of `FSDP2Config`, `MegatronFSDPConfig` or `DDPConfig`.
+            parallelism_sizes: the sizes asked for; by default all ranks are data parallel.
+            world_size: number of ranks; by default found from the process group or the launcher.
+            timeout_minutes: the timeout of every process group made, in minutes; by default the backend's.
+            ranks: the global ranks of the model, ascending, where it has only a part of the world.
+            backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
+
+        Returns:
+            The context. For DDP without meshes: its `process_group` has the model's ranks. On a rank outside of
+            `ranks`, `is_member` is false, and asking for a submesh or a group is an error.
+
+        Raises:
+            ValueError: sizes that do not fit the strategy, the ranks, or each other: the message says which, and what
+                would do.
+            TypeError: a size or rank that is not an integer, a strategy that is none.
+        """
+        timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
+        name = strategy_name(strategy_config)
+        sizes = parallelism_sizes or ParallelismSizes()
+        meshes = build_meshes(name, sizes, world_size, ranks=ranks, timeout=timeout, backend_override=backend_override)
+        if name == "ddp":
+            member = compat.get_coordinate(meshes.root) is not None
+            context = cls(process_group=compat.get_group(meshes.root) if member else None)
+        else:
+            context = cls(meshes.root, meshes.moe)
+        context._built = meshes.root
+        return context
+
+    @classmethod
+    def from_meshes(cls, device_mesh: DeviceMesh | None, moe_mesh: DeviceMesh | None = None) -> Self:
+        """Wrap meshes that exist. Closing such a context destroys nothing: its groups are the caller's.
+
+        Args:
+            device_mesh: the root mesh, or any mesh of its family.
+            moe_mesh: the expert mesh.
+
+        Returns:
+            The context.
+
+        Raises:
+            ValueError: an axis of a mesh has a name that is no `MeshAxisName`.
+        """
+        return cls(device_mesh, moe_mesh)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether this rank belongs to the model; `True` without a mesh."""
+        mesh = self.device_mesh or self._built
+        return mesh is None or compat.get_coordinate(mesh) is not None
+
+    @property
+    def pp_size(self) -> int:
+        """Number of pipeline stages (default 1)."""
+        return _get_axis_size(self.device_mesh, MeshAxisName.PP) or 1
+
+    @property
+    def pp_enabled(self) -> bool:
+        """Whether there is more than one pipeline stage."""
+        return self.pp_size > 1
+
+    @property
+    def tp_size(self) -> int:
+        """Tensor parallel ranks (default 1)."""
+        return _get_axis_size(self.device_mesh, MeshAxisName.TP) or 1
+
+    @property
+    def cp_size(self) -> int:
+        """Context parallel ranks (default 1)."""
+        return _get_axis_size(self.device_mesh, MeshAxisName.CP) or 1
+
+    @property
+    def ep_size(self) -> int:
+        """Expert parallel ranks, from `moe_mesh` (default 1)."""
+        return _get_axis_size(self.moe_mesh, MeshAxisName.EP) or 1
+
+    @property
+    def dp_size(self) -> int | None:
+        """Data parallel ranks in all (default `None`)."""
+        return _get_axis_size(self.device_mesh, MeshAxisName.DP, default=None)
+
+    @property
+    def dp_replicate_size(self) -> int | None:
+        """Replicas (default `None`)."""
+        return _get_axis_size(self.device_mesh, MeshAxisName.DP_REPLICATE, default=None)
+
+    @property
+    def dp_shard_size(self) -> int:
+        """Ranks that a replica is sharded over, without context parallelism (default 1)."""
+        return _get_axis_size(self.device_mesh, MeshAxisName.DP_SHARD) or 1
+
+    def pipeline_axis_kwargs(self) -> dict[str, object]:
+        """Return the axis names that a pipeline's builder takes as keywords.
+
+        Returns:
+            Those of `parallelize_axis_kwargs`, and `pp_axis_name`.
+        """
+        return {"pp_axis_name": MeshAxisName.PP, **self.parallelize_axis_kwargs()}
+
+    def parallelize_axis_kwargs(self) -> dict[str, object]:
+        """Return the axis names that a parallelising function takes as keywords.
+
+        Returns:
+            `dp_axis_names`, `cp_axis_name`, `tp_axis_name`, `ep_axis_name` and `ep_shard_axis_names`; `None` for an
+            axis that the meshes have not.
+        """
+        ep_shard = _optional_axis(self.moe_mesh, MeshAxisName.EP_SHARD)
+        return {
+            "dp_axis_names": self._dp_axis_names(),
+            "cp_axis_name": _optional_axis(self.device_mesh, MeshAxisName.CP),
+            "tp_axis_name": _optional_axis(self.device_mesh, MeshAxisName.TP),
+            "ep_axis_name": _optional_axis(self.moe_mesh, MeshAxisName.EP),
+            "ep_shard_axis_names": None if ep_shard is None else (ep_shard,),
+        }
+
+    def _dp_axis_names(self) -> tuple[str, ...]:
+        """Return the axes to slice the FSDP mesh by: the replicas' axis is among them where there are several."""
+        if (self.dp_replicate_size or 1) > 1:
+            return (MeshAxisName.DP_REPLICATE, MeshAxisName.DP_SHARD_CP)
+        return (MeshAxisName.DP_SHARD_CP,)
+
+    def process_groups(self) -> list[compat.GroupReport]:
+        """List the process groups behind the meshes that this rank belongs to.
+
+        Returns:
+            For each: its name, the axes that use it, its ranks, backend, options and timeout, and whether it was made
+            here. Empty without a mesh.
+
+        Raises:
+            RuntimeError: the context is closed, or its world is gone.
+        """
+        mesh = self.device_mesh or self._built
+        return [] if mesh is None else compat.list_process_groups(mesh)
+
+    def close(self) -> None:
+        """Destroy exactly the process groups that `build` made; on every rank of the model. Closing twice is fine."""
+        if self._built is not None and dist.is_initialized():
+            compat.destroy_process_groups(self._built)
+
+    def abort(self) -> None:
+        """Abort the process groups that `build` made, those of derived axes too, without waiting for other ranks."""
+        if self._built is not None and dist.is_initialized():
+            compat.abort_process_groups(self._built)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _get_axis_size(mesh: DeviceMesh | None, axis: MeshAxisName, default: int | None = 1) -> int | None:
+    """Return the size of an axis, native or flattened, if the mesh has it, else the default."""
+    if mesh is None:
+        return default
+    names = mesh.mesh_dim_names or ()
+    if axis in names:
+        return mesh.size(names.index(axis))
+    flat = compat.flattened_meshes(mesh).get(axis)
+    return default if flat is None else flat.size()
+
+
+def _optional_axis(mesh: DeviceMesh | None, axis: MeshAxisName) -> str | None:
+    """Return the name of an axis, native or flattened, if the mesh has it."""
+    return axis if _get_axis_size(mesh, axis, default=None) is not None else None
+
+
+def _validate_mesh_axis_names(mesh_context: MeshContext) -> None:
+    """Refuse a mesh with an axis name that is no `MeshAxisName`, and one without names."""
+    for which in ("device_mesh", "moe_mesh"):
+        mesh: DeviceMesh | None = getattr(mesh_context, which)
+        if mesh is None:
+            continue
+        names = mesh.mesh_dim_names or ()
+        unknown = [name for name in names if name not in _VALID_AXIS_NAMES]
+        if unknown or not names:
+            raise ValueError(
+                f"{which} has the axes {list(names)}, and {unknown or 'a mesh without names'} is not known here: name "
+                f"its axes from {sorted(map(str, MeshAxisName))}."
+            )
