@@ -93,7 +93,13 @@ class Family(StaysHere):
             )
 
     def derive(
-        self, axes: tuple[Axis, ...], names: tuple[str, ...], groups: Sequence[ProcessGroup], parent: DeviceMesh
+        self,
+        axes: tuple[Axis, ...],
+        names: tuple[str, ...],
+        groups: Sequence[ProcessGroup],
+        parent: DeviceMesh,
+        *,
+        folded: bool = False,
     ) -> DeviceMesh:
         """Return the mesh with these axes over these groups: the one there is, else a new one."""
         key = (axes, names, tuple(group.group_name for group in groups), id(era.registered_root_of(parent)))
@@ -101,7 +107,7 @@ class Family(StaysHere):
         if mesh is None:
             # What is remembered must be real, also when the request comes from inside a fake tensor mode.
             with _disable_current_modes():
-                mesh = era.make_derived(self.root, axes, names, groups, parent)
+                mesh = era.make_derived(self.root, axes, names, groups, parent, folded=folded)
             mesh = self._derived.setdefault(key, mesh)
         return mesh
 

@@ -82,7 +82,7 @@ def flatten(
         groups = family.make_groups([axis], [name], [spec])
         family.require_member(mesh)
         source = mesh if names == mesh.mesh_dim_names else slice_mesh(mesh, names)
-        known = family.derive((axis,), (name,), groups, source)
+        known = family.derive((axis,), (name,), groups, source, folded=True)
         era.register_flattened(family.root, name, known, source)
     elif spec != DEFAULT_SPEC and family.make_groups([axis], [name], [spec]) != [native_group(known, 0)]:
         raise MeshArgumentError(

@@ -45,8 +45,10 @@ class Era(Protocol):
         names: tuple[str, ...],
         groups: Sequence[ProcessGroup],
         parent: DeviceMesh,
+        *,
+        folded: bool,
     ) -> DeviceMesh:
-        """Make a mesh of a family over groups that exist; `parent` is the mesh the request was made on."""
+        """Make a mesh of a family over groups that exist; `parent` is the mesh asked, `folded` says a flattened axis."""
 
     def flattened(self, root: DeviceMesh) -> Mapping[str, DeviceMesh]:
         """Return torch's own table of the flattened axes of a root, by name."""

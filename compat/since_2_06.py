@@ -127,6 +127,8 @@ def make_derived(
     names: tuple[str, ...],
     groups: Sequence[ProcessGroup],
     parent: DeviceMesh,
+    *,
+    folded: bool,
 ) -> DeviceMesh:
     """Make the slice of the family that this rank is in; torch would make one mesh for every slice of the world."""
     all_ranks = root.mesh.flatten().tolist()

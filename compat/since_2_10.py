@@ -47,6 +47,8 @@ def make_derived(
     names: tuple[str, ...],
     groups: Sequence[ProcessGroup],
     parent: DeviceMesh,
+    *,
+    folded: bool,
 ) -> DeviceMesh:
     """Make a mesh over the root's rank map.
 
@@ -55,7 +57,7 @@ def make_derived(
     inherited: dict[str, Any] = {"preserve_rank_order": root._preserve_rank_order} if facts.PRESERVES_RANK_ORDER else {}
     mesh = DeviceMesh(
         root.device_type,
-        _layout=_layout(axes),
+        _layout=_layout(axes, folded=folded),
         _rank_map=root._rank_map,
         mesh_dim_names=names,
         _root_mesh=root,
@@ -92,7 +94,7 @@ def _attach(mesh: DeviceMesh, root: DeviceMesh, groups: Sequence[ProcessGroup]) 
         root._pg_registry.update((group.group_name, group) for group in groups)
 
 
-def _layout(axes: tuple[Axis, ...]) -> Any:
+def _layout(axes: tuple[Axis, ...], *, folded: bool) -> Any:
     layout_class: Any = _MeshLayout  # its arguments changed in 2.13
     if facts.LAYOUT_IS_A_LIST_OF_AXES:
         from torch.distributed._mesh_layout import _FlatLayout
@@ -101,6 +103,8 @@ def _layout(axes: tuple[Axis, ...]) -> Any:
             [_FlatLayout(tuple(size for size, _ in axis), tuple(stride for _, stride in axis)) for axis in axes]
         )
     whole = [axis or ((1, facts.SIZE_ONE_STRIDE),) for axis in axes]
+    if folded and len(whole[0]) == 1:
+        return layout_class(*whole[0][0])  # torch leaves a flattened axis of one pair bare; equality depends on it
     return layout_class(
         tuple(_nested(size for size, _ in axis) for axis in whole),
         tuple(_nested(stride for _, stride in axis) for axis in whole),
