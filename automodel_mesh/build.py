@@ -70,7 +70,9 @@ def build_meshes(
         timeout=timeout,
     )
     register_flattened_axes(root, plan.root.derived, override)
-    return Meshes(root, None if plan.moe is None else build_moe_mesh(root, *plan.moe.shape[1:], override))
+    if plan.moe is None:
+        return Meshes(root, None)
+    return Meshes(root, build_moe_mesh(root, plan.moe.size("ep_shard"), plan.moe.size("ep"), override))
 
 
 def register_flattened_axes(
@@ -111,7 +113,7 @@ def build_moe_mesh(
         ValueError: the sizes do not multiply to the ranks of a stage.
     """
     names = ("ep_shard", "ep")
-    chosen = {name: override[name] for name in names if override and name in override}
+    chosen: dict[int | str, Any] = {name: override[name] for name in names if override and name in override}
     with suppress(compat.RankNotInMeshError):
         return compat.refold(root, EXPERT_AXES, (ep_shard_size, ep_size), names, backend_override=chosen)
     return None

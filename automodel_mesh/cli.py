@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from automodel_mesh._rank_report import RankFailure
-    from automodel_mesh.doctor import Check, CheckResult, Environment, Report
+    from automodel_mesh.doctor import CheckResult, Environment, Report
+    from automodel_mesh.doctor_checks import Check
 
 JSON_SCHEMA: Final = 1
 
@@ -83,12 +84,12 @@ def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = 
     options = _parser().parse_args(argv)
     try:
         # Not at the top: it imports torch, and the gate refuses a torch that is not supported.
-        from automodel_mesh import doctor  # noqa: PLC0415
+        from automodel_mesh import doctor_checks  # noqa: PLC0415
     except ImportError as error:
         sys.stderr.write(f"automodel-mesh: {error}\n")
         return UNUSABLE
     try:
-        return _doctor(options, doctor.CHECKS if checks is None else checks)
+        return _doctor(options, doctor_checks.CHECKS if checks is None else checks)
     except KeyboardInterrupt:
         sys.stderr.write("\nautomodel-mesh: interrupted\n")
         return INTERRUPTED
@@ -154,13 +155,13 @@ def _seconds(text: str) -> float:
 
 
 def _doctor(options: argparse.Namespace, checks: Sequence[Check]) -> int:
-    from automodel_mesh import doctor  # noqa: PLC0415 - imported by `main` already
+    from automodel_mesh import doctor, doctor_checks  # noqa: PLC0415 - imported by `main` already
 
     if options.list:
         _show_list(checks, as_json=options.json)
         return PASSED
     display = _display(as_json=options.json, number=len(checks))
-    display.begin(doctor.describe_environment(), options.ranks, doctor.mesh_shape(options.ranks))
+    display.begin(doctor.describe_environment(), options.ranks, doctor_checks.mesh_shape(options.ranks))
     with display.running():
         report = doctor.run_checks(options.ranks, timeout=options.timeout, checks=checks, watch=display)
     display.show(report)

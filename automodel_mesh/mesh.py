@@ -40,8 +40,11 @@ class MeshAxisName(str, enum.Enum):
     EP_SHARD = "ep_shard"
 
     # Without these an enum prints its own name, and f"{MeshAxisName.TP}_group" would differ between Pythons.
-    __str__ = str.__str__
-    __format__ = str.__format__
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def __format__(self, format_spec: str) -> str:
+        return str.__format__(self, format_spec)
 
 
 _VALID_AXIS_NAMES: frozenset[str] = frozenset(MeshAxisName)

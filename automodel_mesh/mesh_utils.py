@@ -4,6 +4,9 @@ The underscored functions keep imports written for NeMo AutoModel working; the w
 `topology.py`.
 """
 
+# pyright: reportUnusedFunction=false
+# The underscored functions are for others to import.
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -207,4 +210,4 @@ def _unflatten_compat(flat_mesh: DeviceMesh, axis: int, sizes: tuple[int, ...], 
 
 def _validate_mesh_spec(spec: _MeshSpec) -> None:
     """Refuse unlike numbers of sizes and axes, sizes below 1, and folds of axes there are not."""
-    topology.Topology(spec.axes, spec.shape, spec.flattened_axes)
+    topology.Topology(spec.axes, spec.shape, {str(name): axes for name, axes in spec.flattened_axes.items()})

@@ -48,7 +48,7 @@ class Era(Protocol):
         *,
         folded: bool,
     ) -> DeviceMesh:
-        """Make a mesh of a family over groups that exist; `parent` is the mesh asked, `folded` says a flattened axis."""
+        """Make a mesh of a family over groups that exist; `parent` is the mesh asked, `folded`: one flattened axis."""
 
     def flattened(self, root: DeviceMesh) -> Mapping[str, DeviceMesh]:
         """Return torch's own table of the flattened axes of a root, by name."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from automodel_mesh import doctor
+from automodel_mesh import doctor_checks
 from automodel_mesh.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FAILING_RUN = """
 import sys
 from automodel_mesh.cli import main
-from automodel_mesh.doctor import Check
+from automodel_mesh.doctor_checks import Check
 
 def fine(world):
     pass
@@ -242,4 +242,4 @@ def test_help() -> None:
 
 
 def _names() -> list[str]:
-    return [check.name for check in doctor.CHECKS]
+    return [check.name for check in doctor_checks.CHECKS]

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_mesh import compat, doctor
-from automodel_mesh.doctor import Check, CheckResult, World
+from automodel_mesh import compat, doctor, doctor_checks
+from automodel_mesh.doctor import CheckResult
+from automodel_mesh.doctor_checks import Check, World
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ def fine(world: World) -> None:
 def broken_on_rank_1(world: World) -> None:
     """Fail on one rank, while the other one waits for it."""
     if world.rank == 1:
-        raise doctor.ContractBrokenError("rank one is not amused")
+        raise doctor_checks.ContractBrokenError("rank one is not amused")
     dist.barrier()
 
 
@@ -82,7 +83,7 @@ def checks_named(*names: str) -> list[Check]:
 )
 def test_mesh_shape(ranks: int, shape: tuple[int, int, int]) -> None:
     """Ranks are spread over three axes as evenly as their factors allow, the largest first."""
-    assert doctor.mesh_shape(ranks) == shape
+    assert doctor_checks.mesh_shape(ranks) == shape
 
 
 @pytest.mark.release_independent
@@ -90,7 +91,7 @@ def test_mesh_shape(ranks: int, shape: tuple[int, int, int]) -> None:
 @given(st.integers(1, 4096))
 def test_mesh_shape_uses_every_rank(ranks: int) -> None:
     """The sizes of the three axes multiply to the number of ranks."""
-    assert math.prod(doctor.mesh_shape(ranks)) == ranks
+    assert math.prod(doctor_checks.mesh_shape(ranks)) == ranks
 
 
 @pytest.mark.release_independent
@@ -104,7 +105,7 @@ def test_ranks_along(data: st.DataObject, shape: list[int]) -> None:
     groups = ranks.transpose(others + dims).reshape(-1, math.prod(shape[dim] for dim in dims))
     for group in groups.tolist():
         for rank in group:
-            assert doctor.ranks_along(rank, shape, dims) == group
+            assert doctor_checks.ranks_along(rank, shape, dims) == group
 
 
 @pytest.mark.release_independent
@@ -212,10 +213,10 @@ def test_arguments_out_of_range(ranks: int, timeout: float) -> None:
 @pytest.mark.release_independent
 def test_names_of_the_checks() -> None:
     """Each check has a name of its own that fits the report, and one sentence as its promise."""
-    names = [check.name for check in doctor.CHECKS]
+    names = [check.name for check in doctor_checks.CHECKS]
     assert len(set(names)) == len(names)
     assert all(name == name.lower().replace(" ", "-") and len(name) <= 22 for name in names)
-    assert all(check.promise.count(".") == 1 and check.promise.endswith(".") for check in doctor.CHECKS)
+    assert all(check.promise.count(".") == 1 and check.promise.endswith(".") for check in doctor_checks.CHECKS)
 
 
 @pytest.mark.parametrize("ranks", [2, 6])
@@ -228,7 +229,7 @@ def test_contract_on_few_ranks(ranks: int) -> None:
 @pytest.mark.release_independent
 def test_each_check_alone() -> None:
     """No check relies on another one before it: after a failure the next one is the first on its ranks."""
-    alone = [replace(check, own_world=True) for check in doctor.CHECKS]
+    alone = [replace(check, own_world=True) for check in doctor_checks.CHECKS]
     report = doctor.run_checks(2, checks=alone)
     assert [(result.name, result.failures) for result in report.results if not result.passed] == []
 
@@ -238,7 +239,7 @@ def test_each_check_alone() -> None:
 
 def failed_checks(*names: str) -> set[str]:
     """Run some of the checks on 8 ranks and return the names of those that failed."""
-    checks = [check for check in doctor.CHECKS if check.name in names]
+    checks = [check for check in doctor_checks.CHECKS if check.name in names]
     assert len(checks) == len(names)
     return {result.name for result in doctor.run_checks(8, checks=checks).results if result.status == "failed"}
 
