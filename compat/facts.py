@@ -9,6 +9,11 @@ from automodel_mesh.compat.support import torch_at_least
 ABORT_IS_FOR_NCCL_ONLY: Final = not torch_at_least("2.7")
 """2.6 refuses to abort a group of any other backend than NCCL. Delete when the floor reaches 2.7."""
 
+GROUPS_ARE_KEPT_AS_RANKS: Final = not torch_at_least("2.8")
+"""2.6 and 2.7 keep a mesh's groups as tuples of tag, ranks and name, later ones as names alone.
+
+Delete when the floor reaches 2.8: the names alone."""
+
 LAYOUT_IS_A_LIST_OF_AXES: Final = torch_at_least("2.13")
 """2.13 split `_MeshLayout` into a list of `_FlatLayout`s; before it is one nested pair of sizes and strides.
 

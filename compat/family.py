@@ -204,8 +204,8 @@ def require_mesh(mesh: object) -> DeviceMesh:
 def native_group(mesh: DeviceMesh, dim: int) -> ProcessGroup:
     """Return the group torch keeps for a dim, with one error for a destroyed group on every release."""
     try:
-        return mesh.get_group(dim)
-    except (RuntimeError, TypeError) as error:  # TypeError: how 2.6 and 2.7 say that they found none
+        return era.group_along(mesh, dim)
+    except (AttributeError, RuntimeError) as error:  # AttributeError: a mesh that was made without groups
         raise ProcessGroupDestroyedError(
             f"the process group along axis {dim} of {mesh} does not exist: it was destroyed, or the mesh was made "
             "without groups. Build the mesh again."

@@ -81,9 +81,8 @@ def flatten(
         _require_ascending(axis, names)
         groups = family.make_groups([axis], [name], [spec])
         family.require_member(mesh)
-        source = mesh if names == mesh.mesh_dim_names else slice_mesh(mesh, names)
-        known = family.derive((axis,), (name,), groups, source, folded=True)
-        era.register_flattened(family.root, name, known, source)
+        known = family.derive((axis,), (name,), groups, mesh, folded=True)
+        era.register_flattened(family.root, name, known, mesh, names)
     elif spec != DEFAULT_SPEC and family.make_groups([axis], [name], [spec]) != [native_group(known, 0)]:
         raise MeshArgumentError(
             f"flatten: axis {name!r} exists with another backend or other options; choose another name."

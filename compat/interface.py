@@ -53,8 +53,13 @@ class Era(Protocol):
     def flattened(self, root: DeviceMesh) -> Mapping[str, DeviceMesh]:
         """Return torch's own table of the flattened axes of a root, by name."""
 
-    def register_flattened(self, root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh) -> None:
-        """Enter a flattened axis in torch's own table, so that torch's lookups by name find it."""
+    def register_flattened(
+        self, root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh, folded: tuple[str, ...]
+    ) -> None:
+        """Enter a flattened axis, folded from these axes of the parent, where torch's lookups by name find it."""
+
+    def group_along(self, mesh: DeviceMesh, dim: int) -> ProcessGroup:
+        """Return this rank's process group along an axis; `RuntimeError` where there is none any more."""
 
     def forget_meshes(self) -> bool:
         """Forget what this process knows of all meshes; tell whether this era keeps any such thing."""

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
 
+from automodel_mesh.compat import facts
 from automodel_mesh.compat.axes import Axis, axis_size, first_position, fold, native_axes, offsets
 
 if TYPE_CHECKING:
@@ -158,12 +160,21 @@ def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
     return root
 
 
-def register_flattened(root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh) -> None:
+def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
+    """Resolve the group by its name: up to 2.7, torch compares all ranks with all ranks, a second for 8,192 of them."""
+    name = mesh._dim_group_infos[dim][2] if facts.GROUPS_ARE_KEPT_AS_RANKS else mesh._dim_group_names[dim]
+    group: ProcessGroup = distributed_c10d._resolve_process_group(name)
+    return group
+
+
+def register_flattened(
+    root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh, folded: tuple[str, ...]
+) -> None:
     """Enter a flattened axis in the registry, for the true root and for the one that torch sees."""
     seen = registered_root_of(parent)
     for holder in {id(root): root, id(seen): seen}.values():
         _flattened.setdefault(holder, {})[name] = mesh
-        dims = _dims_in(holder, parent)
+        dims = _dims_in(holder, folded)
         if dims is not None:
             _flattened_dims.setdefault(holder, {})[name] = dims
             _roots[mesh] = holder
@@ -192,9 +203,8 @@ def _axis_names(holder: DeviceMesh) -> set[str]:
     return {*(holder.mesh_dim_names or ()), *_flattened_dims.get(holder, {})}
 
 
-def _dims_in(holder: DeviceMesh, mesh: DeviceMesh) -> tuple[int, ...] | None:
-    """Return which dims of the holder a mesh consists of; `None` where an axis of it is not made of whole ones."""
-    names = mesh.mesh_dim_names or ()
+def _dims_in(holder: DeviceMesh, names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Return which dims of the holder some axes consist of; `None` where one of them is not made of whole ones."""
     if not _axis_names(holder).issuperset(names):
         return None
     native = holder.mesh_dim_names or ()

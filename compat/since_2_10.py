@@ -78,9 +78,16 @@ def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
     return root_of(mesh)
 
 
-def register_flattened(root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh) -> None:
+def register_flattened(
+    root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh, folded: tuple[str, ...]
+) -> None:
     """Enter a flattened axis in the root's table."""
     root._flatten_mapping[name] = mesh
+
+
+def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
+    """Ask torch, which resolves the name it keeps."""
+    return mesh.get_group(dim)
 
 
 def forget_meshes() -> bool:
