@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.topology import EXPERT_AXES, Topology, plan_topologies
+from automodel_mesh.strategies import EXPERT_AXES, plan_topologies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from automodel_mesh.topology import SizesLike
+    from automodel_mesh.sizes import SizesLike
+    from automodel_mesh.topology import Topology
 
 
 class Meshes(NamedTuple):

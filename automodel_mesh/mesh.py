@@ -12,7 +12,7 @@ import torch.distributed as dist
 from automodel_mesh import compat
 from automodel_mesh.build import build_meshes
 from automodel_mesh.config import DistributedStrategyConfig, strategy_name
-from automodel_mesh.topology import check_sizes
+from automodel_mesh.sizes import check_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,10 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from automodel_mesh import compat, topology
+from automodel_mesh import compat
 from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
 from automodel_mesh.config import DistributedStrategyConfig, FSDP2Config, MegatronFSDPConfig, strategy_name
 from automodel_mesh.mesh import MeshAxisName, ParallelismSizes
+from automodel_mesh.sizes import check_size, infer_dp_size
+from automodel_mesh.strategies import plan_topologies
+from automodel_mesh.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,7 +142,7 @@ def _create_device_meshes(
     """Build the root and the expert mesh of a strategy; DDP has neither."""
     name = strategy_name(strategy_config)
     if name == "ddp":
-        topology.plan_topologies(name, parallelism, world_size)
+        plan_topologies(name, parallelism, world_size)
         return None, None
     return build_meshes(name, parallelism, world_size)
 
@@ -164,7 +167,7 @@ def _create_moe_mesh(device_mesh: DeviceMesh, ep_shard_size: int, ep_size: int) 
 
 def _degree(value: int | None) -> int:
     """Read a size that may be left out as 1."""
-    topology.check_size("size", value, optional=True)
+    check_size("size", value, optional=True)
     return 1 if value is None else value
 
 
@@ -174,7 +177,7 @@ def _infer_dp_size(
     """Return the data parallel size that fills the world; `expression` names the factors, joined by ` * `."""
     names = [name.strip() for name in expression.split("*")]
     named = dict(zip(names, factors, strict=True)) if len(names) == len(factors) else {expression: non_dp_size}
-    return topology.infer_dp_size(dp_size, world_size, named)
+    return infer_dp_size(dp_size, world_size, named)
 
 
 def _init_named_mesh(spec: _MeshSpec) -> DeviceMesh:
@@ -210,4 +213,4 @@ def _unflatten_compat(flat_mesh: DeviceMesh, axis: int, sizes: tuple[int, ...], 
 
 def _validate_mesh_spec(spec: _MeshSpec) -> None:
     """Refuse unlike numbers of sizes and axes, sizes below 1, and folds of axes there are not."""
-    topology.Topology(spec.axes, spec.shape, {str(name): axes for name, axes in spec.flattened_axes.items()})
+    Topology(spec.axes, spec.shape, {str(name): axes for name, axes in spec.flattened_axes.items()})

@@ -1,7 +1,7 @@
 """Benchmarks, side by side with plain torch in the same run: `nox -s bench`. They compare, and assert nothing of time.
 
-Below 2.10 plain torch runs on the registry's tables as `automodel_mesh.compat` leaves them, which changes where an entry
-is kept and not how a slice is made.
+Below 2.10 plain torch runs on the registry's tables as `automodel_mesh.compat` leaves them, which changes where an
+entry is kept and not how a slice is made.
 """
 
 from __future__ import annotations

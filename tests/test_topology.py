@@ -21,24 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_mesh import topology as topology_module
-from automodel_mesh.topology import (
-    STRATEGIES,
-    CoincidentAxes,
-    Sizes,
-    Topology,
-    check_ranks,
-    check_size,
-    distinct_groups_per_rank,
-    divisors,
-    infer_dp_size,
-    plan_topologies,
-    shared_layouts,
-)
+from automodel_mesh.sizes import Sizes, check_ranks, check_size, divisors, infer_dp_size
+from automodel_mesh.strategies import STRATEGIES, plan_topologies
+from automodel_mesh.topology import CoincidentAxes, Topology, distinct_groups_per_rank, shared_layouts
 
 pytestmark = pytest.mark.release_independent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from types import ModuleType
 
 Groups = list[tuple[int, ...]]
 
@@ -762,9 +753,12 @@ def test_check_functions_return_what_they_checked() -> None:
     check_size("anything", None, optional=True)
 
 
-def test_the_module_needs_only_the_standard_library() -> None:
-    """No import of torch, nor of anything else that is not in the standard library, stands in the module."""
-    tree = ast.parse(Path(topology_module.__file__).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("module", [sizes_module, strategies_module, topology_module])
+def test_the_modules_need_only_the_standard_library(module: ModuleType) -> None:
+    """No import of torch, nor of anything else but the standard library and each other, stands in the modules."""
+    assert module.__file__ is not None
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported -= {"automodel_mesh.sizes", "automodel_mesh.topology"}
     assert {name.partition(".")[0] for name in imported} <= set(sys.stdlib_module_names)

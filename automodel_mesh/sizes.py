@@ -1,0 +1,312 @@
+"""Sizes as a user asks for them: strict checks, and the data parallel size that fills the world; without torch."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt, prod
+from operator import eq
+from typing import Final, Protocol, TypeGuard
+
+__all__ = [
+    "Sizes",
+    "SizesLike",
+    "check_ranks",
+    "check_size",
+    "check_sizes",
+    "divisors",
+    "infer_dp_size",
+]
+
+OPTIONAL_FIELDS: Final = ("dp_size", "dp_replicate_size")
+_FIELDS: Final = ("dp_size", "dp_replicate_size", "tp_size", "pp_size", "cp_size", "ep_size")
+
+
+class SizesLike(Protocol):
+    """What the planner reads from a request; `Sizes` and `ParallelismSizes` both fit."""
+
+    @property
+    def dp_size(self) -> int | None:
+        """Data-parallel size, replicas included; `None`: inferred."""
+        ...
+
+    @property
+    def dp_replicate_size(self) -> int | None:
+        """Number of replicas inside `dp_size`; `None`: 1."""
+        ...
+
+    @property
+    def tp_size(self) -> int:
+        """Tensor-parallel size."""
+        ...
+
+    @property
+    def pp_size(self) -> int:
+        """Pipeline-parallel size."""
+        ...
+
+    @property
+    def cp_size(self) -> int:
+        """Context-parallel size."""
+        ...
+
+    @property
+    def ep_size(self) -> int:
+        """Expert-parallel size."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Requested sizes, checked when made.
+
+    Args:
+        dp_size: Data-parallel size, replicas included; at least 1, or `None` to infer it from the number of
+            ranks.
+        dp_replicate_size: Number of replicas inside `dp_size`; at least 1, or `None` for 1.
+        tp_size: Tensor-parallel size, at least 1.
+        pp_size: Pipeline-parallel size, at least 1.
+        cp_size: Context-parallel size, at least 1.
+        ep_size: Expert-parallel size, at least 1; takes no ranks of its own, see `EXPERT_AXES`.
+
+    Raises:
+        TypeError: A size is not an int (a bool, a float, a string), or is `None` where none can be inferred.
+        ValueError: A size is less than 1.
+    """
+
+    dp_size: int | None = None
+    dp_replicate_size: int | None = None
+    tp_size: int = 1
+    pp_size: int = 1
+    cp_size: int = 1
+    ep_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+
+def check_size(name: str, value: object, *, optional: bool = False) -> None:
+    """Require that a size is an int of at least 1, and exactly an int: not a bool, a float or a digit string.
+
+    Args:
+        name: The field, for the message.
+        value: What was given for it.
+        optional: Whether `None` is allowed.
+
+    Raises:
+        TypeError: `value` is not an int, or is a bool, or is `None` and `optional` is false.
+        ValueError: `value` is less than 1.
+    """
+    if value is None and optional:
+        return
+    wanted = "an int of at least 1" + (", or None" if optional else "")
+    if not is_int(value):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
+    if value < 1:
+        hint = "" if optional else " (1 where it is not used)"
+        raise ValueError(f"{name}={value} is less than 1: give {wanted}{hint}")
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Tell whether a value is an int; bool is a subclass of int, but True as a size is a mistaken flag."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_sizes(sizes: SizesLike) -> None:
+    """Require that every size of a request is an int of at least 1, or `None` where it can be inferred.
+
+    Args:
+        sizes: The request; how its sizes fit together is the planner's question, not this function's.
+
+    Raises:
+        TypeError: A size is not an int, or is `None` in another field than those two.
+        ValueError: A size is less than 1.
+    """
+    for name in _FIELDS:
+        check_size(name, getattr(sizes, name), optional=name in OPTIONAL_FIELDS)
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number.
+
+    Args:
+        number: At least 1.
+
+    Returns:
+        All divisors, ascending, 1 and `number` included.
+
+    Raises:
+        TypeError: `number` is not an int.
+        ValueError: `number` is less than 1.
+    """
+    check_size("number", number)
+    small = [candidate for candidate in range(1, isqrt(number) + 1) if number % candidate == 0]
+    large = [number // candidate for candidate in reversed(small) if candidate * candidate != number]
+    return small + large
+
+
+def infer_dp_size(
+    dp_size: int | None,
+    world_size: int,
+    factors: Mapping[str, int],
+    *,
+    strategy: str = "fsdp2",
+    counted_as: str = "world_size",
+) -> int:
+    """Return the data-parallel size that fills the ranks, or check the one given.
+
+    Args:
+        dp_size: The size asked for, at least 1, or `None` to infer it.
+        world_size: Number of ranks to fill, at least 1.
+        factors: The other sizes that take ranks, field name to size (each at least 1), in the order to print
+            them.
+        strategy: Name of the strategy, for messages.
+        counted_as: What `world_size` is called in messages; `len(ranks)` where only part of the world is
+            used.
+
+    Returns:
+        The size with `dp_size * product of factors == world_size`.
+
+    Raises:
+        TypeError: A size is not an int.
+        ValueError: A size is less than 1; the factors do not divide `world_size`; or `dp_size` was given and
+            the product differs from `world_size`. The message lists the values that would do.
+    """
+    check_size("dp_size", dp_size, optional=True)
+    check_size(counted_as, world_size)
+    for name, value in factors.items():
+        check_size(name, value)
+    rest = prod(factors.values())
+    if world_size % rest:
+        raise ValueError(_indivisible(dp_size, world_size, factors, strategy, counted_as))
+    if dp_size is not None and dp_size * rest != world_size:
+        raise ValueError(_misfit(dp_size, world_size, factors, strategy, counted_as))
+    return world_size // rest
+
+
+def _indivisible(
+    dp_size: int | None, world_size: int, factors: Mapping[str, int], strategy: str, counted_as: str
+) -> str:
+    """Say that no dp_size fits, and which values each other size could take with the rest unchanged."""
+    rest = prod(factors.values())
+    remedies: list[str] = []
+    for name, value in factors.items():
+        others = rest // value
+        if world_size % others == 0:
+            remedies.append(f"{name} as {one_of(divisors(world_size // others))}")
+    if remedies:
+        remedy = f"Give {', or '.join(remedies)}, leaving the other sizes as they are"
+    else:
+        names = _product(factors)
+        remedy = f"No change of one size alone is enough: {names} must be {one_of(divisors(world_size))}"
+    given = "" if dp_size is None else f" (dp_size={dp_size} was given)"
+    return (
+        f"{strategy}: {counted_as}={world_size} is not divisible by {equation(factors)}, "
+        f"so no dp_size fits{given}. {remedy}."
+    )
+
+
+def _misfit(dp_size: int, world_size: int, factors: Mapping[str, int], strategy: str, counted_as: str) -> str:
+    """Say that the dp_size given does not fit, which one does, and which other size would fit it."""
+    rest = prod(factors.values())
+    kept: list[str] = []
+    for name, value in factors.items():
+        others = dp_size * (rest // value)
+        if world_size % others == 0:
+            kept.append(f"{name}={world_size // others}")
+    instead = f"; or keep dp_size={dp_size} and give {' or '.join(kept)}" if kept else ""
+    every = {"dp_size": dp_size, **factors}
+    return (
+        f"{strategy}: dp_size={dp_size} does not fit: {equation(every)}, but {counted_as}={world_size}. "
+        f"Give dp_size={world_size // rest}, or None to have it inferred{instead}."
+    )
+
+
+def _product(factors: Mapping[str, int]) -> str:
+    """Print the names of sizes as a product."""
+    return " * ".join(factors) or "1"
+
+
+def equation(factors: Mapping[str, int]) -> str:
+    """Print a product of sizes: `tp_size * cp_size = 2 * 3 = 6`, or `tp_size = 2` for one size."""
+    total = prod(factors.values())
+    if len(factors) < 2:
+        return f"{_product(factors)} = {total}"
+    return f"{_product(factors)} = {' * '.join(map(str, factors.values()))} = {total}"
+
+
+def one_of(values: Sequence[int]) -> str:
+    """Print a choice of values, shortened in the middle: a large world has hundreds of divisors."""
+    if len(values) == 1:
+        return str(values[0])
+    if len(values) > 12:
+        return f"one of {', '.join(map(str, values[:8]))}, ..., {', '.join(map(str, values[-2:]))}"
+    return f"one of {', '.join(map(str, values))}"
+
+
+def check_ranks(ranks: Sequence[int], world_size: int | None = None) -> Sequence[int]:
+    """Require that ranks are distinct, ascending, not negative and inside the world.
+
+    Args:
+        ranks: Global ranks, strictly ascending: position in the list is position in the grid, and an order
+            that differs between two lists of the same ranks would make two groups of one.
+        world_size: Number of ranks in the world, or `None` where it is not known.
+
+    Returns:
+        The same ranks, as a `range` where they are evenly spaced (which is not listed, however long), else a
+        tuple.
+
+    Raises:
+        TypeError: `ranks` is not a sequence, or holds something else than ints.
+        ValueError: `ranks` is empty, not strictly ascending, negative, or reaches outside the world.
+    """
+    if not _is_list(ranks):
+        raise TypeError(f"ranks={ranks!r} is of type {type(ranks).__name__}: give a list of ints, such as [0, 1, 2]")
+    if world_size is not None:
+        check_size("world_size", world_size)
+    if not ranks:
+        raise ValueError("ranks is empty: give at least one rank, or None for every rank of the world")
+    if not isinstance(ranks, range):
+        ranks = _compact(_ascending(ranks))
+    elif ranks.step < 0 and len(ranks) > 1:
+        raise ValueError(f"ranks={ranks} descends: ranks must be strictly ascending; give {ranks[::-1]}")
+    if ranks[0] < 0:
+        raise ValueError(f"ranks[0]={ranks[0]} is negative: give global ranks, counted from 0")
+    if world_size is not None and ranks[-1] >= world_size:
+        index = bisect_left(ranks, world_size)
+        raise ValueError(
+            f"ranks[{index}]={ranks[index]} is outside the world: with world_size={world_size}, "
+            f"give ranks from 0 to {world_size - 1}"
+        )
+    return ranks
+
+
+def _is_list(value: object) -> bool:
+    """Tell whether a value is a sequence of anything but characters or bytes."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _ascending(ranks: Sequence[object]) -> tuple[int, ...]:
+    """Return the ranks as a tuple, once each is seen to be an int greater than the one before."""
+    seen: list[int] = []
+    for index, rank in enumerate(ranks):
+        if not is_int(rank):
+            raise TypeError(f"ranks[{index}]={rank!r} is of type {type(rank).__name__}: give ints")
+        if seen and rank <= seen[-1]:
+            fault = "repeats" if rank == seen[-1] else "is less than"
+            raise ValueError(
+                f"ranks[{index}]={rank} {fault} ranks[{index - 1}]={seen[-1]}: ranks must be distinct and "
+                "strictly ascending; give sorted(set(ranks)), the same on every rank"
+            )
+        seen.append(rank)
+    return tuple(seen)
+
+
+def _compact(ranks: tuple[int, ...]) -> Sequence[int]:
+    """Return evenly spaced ranks as a range, so that equal ranks compare equal however they were given."""
+    first, last = ranks[0], ranks[-1]
+    spaced = range(first, last + 1, ranks[1] - first if len(ranks) > 1 else 1)
+    if len(spaced) == len(ranks) and all(map(eq, ranks, spaced)):
+        return spaced
+    return ranks
