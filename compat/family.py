@@ -205,7 +205,7 @@ def native_group(mesh: DeviceMesh, dim: int) -> ProcessGroup:
     """Return the group torch keeps for a dim, with one error for a destroyed group on every release."""
     try:
         return era.group_along(mesh, dim)
-    except (AttributeError, RuntimeError) as error:  # AttributeError: a mesh that was made without groups
+    except (KeyError, RuntimeError) as error:  # KeyError: up to 2.9, of a mesh that was made without groups
         raise ProcessGroupDestroyedError(
             f"the process group along axis {dim} of {mesh} does not exist: it was destroyed, or the mesh was made "
             "without groups. Build the mesh again."

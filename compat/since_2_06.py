@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
 
 from automodel_mesh.compat import facts
@@ -162,9 +162,9 @@ def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
 
 def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
     """Resolve the group by its name: up to 2.7, torch compares all ranks with all ranks, a second for 8,192 of them."""
-    name = mesh._dim_group_infos[dim][2] if facts.GROUPS_ARE_KEPT_AS_RANKS else mesh._dim_group_names[dim]
-    group: ProcessGroup = distributed_c10d._resolve_process_group(name)
-    return group
+    kept = mesh.__dict__
+    name = kept["_dim_group_infos"][dim][2] if facts.GROUPS_ARE_KEPT_AS_RANKS else kept["_dim_group_names"][dim]
+    return _resolve_process_group(name)
 
 
 def register_flattened(

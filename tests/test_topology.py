@@ -20,6 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from automodel_mesh import sizes as sizes_module
+from automodel_mesh import strategies as strategies_module
 from automodel_mesh import topology as topology_module
 from automodel_mesh.sizes import Sizes, check_ranks, check_size, divisors, infer_dp_size
 from automodel_mesh.strategies import STRATEGIES, plan_topologies
