@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class GroupReport(NamedTuple):
-    """What `process_groups` says of one process group."""
+    """What `list_process_groups` says of one process group."""
 
     name: str
     axes: tuple[str, ...]
