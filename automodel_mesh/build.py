@@ -10,16 +10,17 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.compat.requests import group_spec
 from automodel_mesh.strategies import EXPERT_AXES, plan_topologies
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from torch.distributed.device_mesh import DeviceMesh
 
     from automodel_mesh.sizes import SizesLike
-    from automodel_mesh.topology import Topology
+    from automodel_mesh.strategies import Topologies
 
 
 class Meshes(NamedTuple):
@@ -29,6 +30,8 @@ class Meshes(NamedTuple):
     """All axes of the strategy; its family has the derived ones. Without a coordinate on ranks outside."""
     moe: DeviceMesh | None
     """(ep_shard, ep) of this rank's pipeline stage, in the same family; `None` without experts or outside."""
+    plan: Topologies
+    """What was planned, which a rank outside knows too."""
 
 
 def build_meshes(
@@ -39,6 +42,7 @@ def build_meshes(
     ranks: Sequence[int] | None = None,
     timeout: timedelta | None = None,
     backend_override: Mapping[str, Any] | None = None,
+    separate_groups: Collection[str] = (),
     device_type: str | None = None,
 ) -> Meshes:
     """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
@@ -50,6 +54,7 @@ def build_meshes(
         ranks: the global ranks of the mesh, ascending; by default all.
         timeout: the timeout of every process group made.
         backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
+        separate_groups: the axes, native or derived, that want groups which no other axis uses, to overlap collectives.
         device_type: by default the accelerator's where the default group can serve it, else `"cpu"`.
 
     Returns:
@@ -61,7 +66,10 @@ def build_meshes(
     """
     plan = plan_topologies(strategy, sizes, resolve_world_size(world_size), ranks=ranks)
     override = dict(backend_override or {})
-    _require_axes(override, plan.root, plan.moe)
+    _require_axes("backend_override", override, plan)
+    _require_axes("separate_groups", separate_groups, plan)
+    for axis in separate_groups:
+        override[axis] = group_spec(override.get(axis))._replace(owner=str(axis))
     root = compat.init_device_mesh(
         device_type or default_device_type(),
         plan.root.shape,
@@ -72,8 +80,8 @@ def build_meshes(
     )
     register_flattened_axes(root, plan.root.derived, override)
     if plan.moe is None:
-        return Meshes(root, None)
-    return Meshes(root, build_moe_mesh(root, plan.moe.size("ep_shard"), plan.moe.size("ep"), override))
+        return Meshes(root, None, plan)
+    return Meshes(root, build_moe_mesh(root, plan.moe.size("ep_shard"), plan.moe.size("ep"), override), plan)
 
 
 def register_flattened_axes(
@@ -138,8 +146,8 @@ def default_device_type() -> str:
     return "cpu" if only_cpu else accelerator.type
 
 
-def _require_axes(override: Mapping[str, Any], *topologies: Topology | None) -> None:
-    known = [axis for topology in topologies if topology is not None for axis in topology.all_axes]
-    unknown = [name for name in override if name not in known]
+def _require_axes(argument: str, names: Iterable[str], plan: Topologies) -> None:
+    known = [axis for topology in plan if topology is not None for axis in topology.all_axes]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"backend_override names {unknown}, which are no axes of this mesh: it has {known}.")
+        raise ValueError(f"{argument} names {unknown}, which are no axes of this mesh: it has {known}.")

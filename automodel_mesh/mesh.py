@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.build import build_meshes
+from automodel_mesh.build import Meshes, build_meshes
 from automodel_mesh.config import DistributedStrategyConfig, strategy_name
 from automodel_mesh.sizes import check_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from types import TracebackType
 
     from torch.distributed import ProcessGroup
@@ -86,7 +86,7 @@ class MeshContext:
     context manager: leaving it closes it.
 
     Args:
-        device_mesh: the root mesh, or any mesh of its family.
+        device_mesh: the root mesh.
         moe_mesh: the expert mesh.
         process_group: a group of the model's ranks, where the caller has one.
 
@@ -97,7 +97,7 @@ class MeshContext:
     device_mesh: DeviceMesh | None = None
     moe_mesh: DeviceMesh | None = None
     process_group: ProcessGroup | None = field(default=None, kw_only=True)
-    _built: DeviceMesh | None = field(default=None, init=False, repr=False, compare=False)
+    _built: Meshes | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _validate_mesh_axis_names(self)
@@ -112,6 +112,7 @@ class MeshContext:
         timeout_minutes: float | None = None,
         ranks: Sequence[int] | None = None,
         backend_override: Mapping[str, Any] | None = None,
+        separate_groups: Collection[str] = (),
     ) -> Self:
         """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
 
@@ -122,6 +123,7 @@ class MeshContext:
             timeout_minutes: the timeout of every process group made, in minutes; by default the backend's.
             ranks: the global ranks of the model, ascending, where it has only a part of the world.
             backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
+            separate_groups: the axes that want process groups which no other axis uses, to overlap their collectives.
 
         Returns:
             The context. For DDP without meshes: its `process_group` has the model's ranks. On a rank outside of
@@ -135,13 +137,21 @@ class MeshContext:
         timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
         name = strategy_name(strategy_config)
         sizes = parallelism_sizes or ParallelismSizes()
-        meshes = build_meshes(name, sizes, world_size, ranks=ranks, timeout=timeout, backend_override=backend_override)
+        meshes = build_meshes(
+            name,
+            sizes,
+            world_size,
+            ranks=ranks,
+            timeout=timeout,
+            backend_override=backend_override,
+            separate_groups=separate_groups,
+        )
         if name == "ddp":
             member = compat.get_coordinate(meshes.root) is not None
             context = cls(process_group=compat.get_group(meshes.root) if member else None)
         else:
             context = cls(meshes.root, meshes.moe)
-        context._built = meshes.root
+        context._built = meshes
         return context
 
     @classmethod
@@ -149,7 +159,7 @@ class MeshContext:
         """Wrap meshes that exist. Closing such a context destroys nothing: its groups are the caller's.
 
         Args:
-            device_mesh: the root mesh, or any mesh of its family.
+            device_mesh: the root mesh.
             moe_mesh: the expert mesh.
 
         Returns:
@@ -163,13 +173,13 @@ class MeshContext:
     @property
     def is_member(self) -> bool:
         """Whether this rank belongs to the model; `True` without a mesh."""
-        mesh = self.device_mesh or self._built
+        mesh = self._mesh()
         return mesh is None or compat.get_coordinate(mesh) is not None
 
     @property
     def pp_size(self) -> int:
         """Number of pipeline stages (default 1)."""
-        return _get_axis_size(self.device_mesh, MeshAxisName.PP) or 1
+        return self._size(self.device_mesh, MeshAxisName.PP) or 1
 
     @property
     def pp_enabled(self) -> bool:
@@ -179,32 +189,32 @@ class MeshContext:
     @property
     def tp_size(self) -> int:
         """Tensor parallel ranks (default 1)."""
-        return _get_axis_size(self.device_mesh, MeshAxisName.TP) or 1
+        return self._size(self.device_mesh, MeshAxisName.TP) or 1
 
     @property
     def cp_size(self) -> int:
         """Context parallel ranks (default 1)."""
-        return _get_axis_size(self.device_mesh, MeshAxisName.CP) or 1
+        return self._size(self.device_mesh, MeshAxisName.CP) or 1
 
     @property
     def ep_size(self) -> int:
         """Expert parallel ranks, from `moe_mesh` (default 1)."""
-        return _get_axis_size(self.moe_mesh, MeshAxisName.EP) or 1
+        return self._size(self.moe_mesh, MeshAxisName.EP) or 1
 
     @property
     def dp_size(self) -> int | None:
         """Data parallel ranks in all (default `None`)."""
-        return _get_axis_size(self.device_mesh, MeshAxisName.DP, default=None)
+        return self._size(self.device_mesh, MeshAxisName.DP, default=None)
 
     @property
     def dp_replicate_size(self) -> int | None:
         """Replicas (default `None`)."""
-        return _get_axis_size(self.device_mesh, MeshAxisName.DP_REPLICATE, default=None)
+        return self._size(self.device_mesh, MeshAxisName.DP_REPLICATE, default=None)
 
     @property
     def dp_shard_size(self) -> int:
         """Ranks that a replica is sharded over, without context parallelism (default 1)."""
-        return _get_axis_size(self.device_mesh, MeshAxisName.DP_SHARD) or 1
+        return self._size(self.device_mesh, MeshAxisName.DP_SHARD) or 1
 
     def pipeline_axis_kwargs(self) -> dict[str, object]:
         """Return the axis names that a pipeline's builder takes as keywords.
@@ -246,18 +256,28 @@ class MeshContext:
         Raises:
             RuntimeError: the context is closed, or its world is gone.
         """
-        mesh = self.device_mesh or self._built
+        mesh = self._mesh()
         return [] if mesh is None else compat.list_process_groups(mesh)
 
     def close(self) -> None:
         """Destroy exactly the process groups that `build` made; on every rank of the model. Closing twice is fine."""
         if self._built is not None and dist.is_initialized():
-            compat.destroy_process_groups(self._built)
+            compat.destroy_process_groups(self._built.root)
 
     def abort(self) -> None:
         """Abort the process groups that `build` made, those of derived axes too, without waiting for other ranks."""
         if self._built is not None and dist.is_initialized():
-            compat.abort_process_groups(self._built)
+            compat.abort_process_groups(self._built.root)
+
+    def _mesh(self) -> DeviceMesh | None:
+        return self.device_mesh if self._built is None else self._built.root
+
+    def _size(self, mesh: DeviceMesh | None, axis: MeshAxisName, default: int | None = 1) -> int | None:
+        """Return the size of an axis, from the plan where this rank is outside and has no such axis."""
+        if self._built is None or self.is_member:
+            return _get_axis_size(mesh, axis, default)
+        plans = [plan for plan in self._built.plan if plan is not None]
+        return next((plan.size(axis) for plan in plans if axis in plan.all_axes), default)
 
     def __enter__(self) -> Self:
         return self

@@ -144,12 +144,12 @@ def _create_device_meshes(
     if name == "ddp":
         plan_topologies(name, parallelism, world_size)
         return None, None
-    return build_meshes(name, parallelism, world_size)
+    return build_meshes(name, parallelism, world_size)[:2]
 
 
 def _create_fsdp2_device_mesh(parallelism: ParallelismSizes, world_size: int) -> tuple[DeviceMesh, DeviceMesh | None]:
     """Build the root mesh of FSDP2, and its expert mesh where experts are parallel."""
-    return build_meshes(strategy_name(FSDP2Config()), parallelism, world_size)
+    return build_meshes(strategy_name(FSDP2Config()), parallelism, world_size)[:2]
 
 
 def _create_megatron_fsdp_device_mesh(parallelism: ParallelismSizes, world_size: int) -> DeviceMesh:

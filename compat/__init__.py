@@ -25,6 +25,7 @@ from automodel_mesh.compat.lookup import (
     get_root_mesh,
     reset_mesh_registry,
 )
+from automodel_mesh.compat.making import GroupSpec
 from automodel_mesh.compat.slicing import concatenate, find_submesh, remembered, slice_mesh
 from automodel_mesh.compat.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
 from automodel_mesh.compat.teardown import abort_process_groups, destroy_process_groups, list_process_groups
@@ -42,6 +43,7 @@ __all__ = [
     "NEWEST_TESTED_TORCH",
     "TORCH_VERSION",
     "GroupReport",
+    "GroupSpec",
     "MeshArgumentError",
     "ProcessGroupDestroyedError",
     "RankNotInMeshError",

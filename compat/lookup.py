@@ -86,6 +86,7 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
         `torch.distributed.device_mesh.DeviceMesh.get_group`.
     """
     family = family_of(mesh)
+    family.require_member(mesh)
     if mesh_dim is None:
         if mesh.ndim != 1:
             raise MeshArgumentError(f"{mesh} has {mesh.ndim} axes: say which one, by name or index.")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh.compat.axes import Axis, axis_size, first_position, group_starts, offsets
-from automodel_mesh.compat.worlds import current_world, group_counts_agree
+from automodel_mesh.compat.worlds import current_world, local_groups_are_safe
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend
@@ -71,11 +71,11 @@ def make_groups(
         )
         return cast("ProcessGroup", split) if dist.get_rank() in ranks else None
     if not axis:
-        # Nobody else is in the group, so nobody has to be waited for. Every rank of the world makes one, those outside
-        # the mesh too: from torch 2.14 on later groups hang where the numbers of locally made groups differ.
-        return _new_group([dist.get_rank()], spec, description, local=True)
+        # Every rank of the world makes one at the same place, each for itself, those outside the mesh too: that counts
+        # as one group everywhere. Not as a locally made group, whose name torch can give twice in a world.
+        return _new_group([dist.get_rank()], spec, description, local=False)
     many = len(ranks) // axis_size(axis) >= LOCAL_FROM
-    if many and spans_the_world and group_counts_agree():
+    if many and spans_the_world and local_groups_are_safe():
         start = first_position([axis], ranks.index(dist.get_rank()))
         return _new_group([ranks[start + step] for step in offsets(axis)], spec, description, local=True)
     return _make_each(axis, ranks, spec, description)

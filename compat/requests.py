@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from automodel_mesh.compat.errors import MeshArgumentError, UnknownAxisError, UnnamedMeshError
 from automodel_mesh.compat.making import DEFAULT_SPEC, GroupSpec
 
-BackendChoice: TypeAlias = "str | Backend.Options | tuple[str | None, Backend.Options | None]"
-"""What one axis may ask of its process group: a backend, options, or both."""
+BackendChoice: TypeAlias = "str | Backend.Options | tuple[str | None, Backend.Options | None] | GroupSpec"
+"""What one axis may ask of its process group: a backend, options, both, or all there is to ask in a `GroupSpec`."""
 
 
 def axis_names(mesh: DeviceMesh) -> tuple[str, ...]:
@@ -120,6 +120,8 @@ def group_spec(choice: BackendChoice | None) -> GroupSpec:
     """Read one choice of backend, options, or both."""
     if choice is None:
         return DEFAULT_SPEC
+    if isinstance(choice, GroupSpec):
+        return choice
     if isinstance(choice, str):
         return GroupSpec(backend=choice)
     if isinstance(choice, Backend.Options):

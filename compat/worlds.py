@@ -104,20 +104,51 @@ def init_fake_world(world_size: int, rank: int = 0) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
 
 
-def group_counts_agree() -> bool:
-    """Let all ranks of the world find out whether they have made the same numbers of process groups so far.
+def local_groups_are_safe() -> bool:
+    """Let all ranks of the world find out whether each may make its own groups without the others.
 
-    Torch names a group that only its members make after the number of groups this rank has, so those names are equal
-    on all members only where these numbers are. One small all-reduce; every rank of the world must call it.
+    Torch names such a group after its ranks and a count. All members must have the same count, and in torch up to 2.13,
+    which counts the living groups, it must not be one that earlier groups were named after: a new group would find the
+    addresses of a closed one. One small all-reduce; every rank of the world must call it.
     """
     world = distributed_c10d._world
-    counts = [len(world.pg_names), world.group_count]
+    living, made = len(world.pg_names), world.group_count
+    fresh = not facts.LOCAL_NAMES_COUNT_LIVING_GROUPS or living > _last_named.after()
+    safe = _equal_everywhere([living, made, int(fresh)]) and fresh
+    if safe:
+        _last_named.remember(living)
+    return safe
+
+
+class _LastNamed:
+    """The largest number of living groups after which locally made groups were named, in the current world."""
+
+    def __init__(self) -> None:
+        self._world: weakref.ref[ProcessGroup] | None = None
+        self._living = 0
+
+    def after(self) -> int:
+        """Return the number, 0 in a world where none was named yet."""
+        return self._living if self._world is not None and is_current(self._world) else 0
+
+    def remember(self, living: int) -> None:
+        """Note that groups are being named after this number."""
+        default = current_world()
+        self._world = None if default is None else weakref.ref(default)
+        self._living = living
+
+
+_last_named = _LastNamed()
+
+
+def _equal_everywhere(numbers: list[int]) -> bool:
     on_cpu = "nccl" not in str(dist.get_backend())
     device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
-    # The largest count and the largest negative count: both are ours only where all counts are equal.
-    largest = torch.tensor([*counts, *(-count for count in counts)], device=device)
+    # The largest number and the largest negative: both are ours on every rank only where all are equal.
+    largest = torch.tensor([*numbers, *(-number for number in numbers)], device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return [abs(count) for count in largest.tolist()] == [*counts, *counts]
+    everywhere = [int(largest[place]) == -int(largest[place + len(numbers)]) for place in range(len(numbers))]
+    return all(everywhere)
 
 
 def register_fake_backend() -> None:

@@ -1,0 +1,436 @@
+"""Access to meshes by name, and the names that code written for NeMo AutoModel imports."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from automodel_mesh import (
+    DDPConfig,
+    FSDP2Config,
+    MegatronFSDPConfig,
+    MeshAxisName,
+    MeshContext,
+    ParallelismSizes,
+    compat,
+    create_ring_ulysses_mesh,
+    get_flat_mesh,
+    get_fsdp_dp_mesh,
+    get_submesh,
+    mesh_utils,
+)
+from automodel_mesh.errors import MeshArgumentError, RankNotInMeshError, UnknownAxisError
+from automodel_mesh.mesh_utils import (
+    _create_device_meshes,
+    _create_fsdp2_device_mesh,
+    _create_megatron_fsdp_device_mesh,
+    _create_moe_mesh,
+    _degree,
+    _infer_dp_size,
+    _init_named_mesh,
+    _mesh_device_type,
+    _MeshSpec,
+    _register_flattened_axes,
+    _require_size_one,
+    _unflatten_compat,
+    _validate_mesh_spec,
+)
+from automodel_mesh.testing import fake_world
+from tests.compat.oracle import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.distributed.device_mesh import DeviceMesh
+
+AXES = {
+    "pp": (0,),
+    "dp_replicate": (1,),
+    "dp_shard": (2,),
+    "cp": (3,),
+    "tp": (4,),
+    "dp": (1, 2),
+    "dp_shard_cp": (2, 3),
+    "dp_cp": (1, 2, 3),
+}
+TP2_CP2 = ParallelismSizes(tp_size=2, cp_size=2)
+
+
+def build(sizes: ParallelismSizes, **options: Any) -> DeviceMesh:
+    """Build the root mesh of FSDP2."""
+    mesh = MeshContext.build(FSDP2Config(), sizes, **options).device_mesh
+    assert mesh is not None
+    return mesh
+
+
+def ranks_of(mesh: DeviceMesh, axis: str | None = None) -> list[int]:
+    """List the ranks of this rank's group along an axis."""
+    return dist.get_process_group_ranks(compat.get_group(mesh, axis))
+
+
+def check(mesh: DeviceMesh, root: DeviceMesh, grid: Grid, names: Sequence[str]) -> None:
+    """Compare a mesh, its groups and its root with what it should be."""
+    assert mesh.mesh_dim_names == tuple(names)
+    assert mesh.mesh.tolist() == grid.mesh([AXES[name] for name in names], dist.get_rank())
+    assert [ranks_of(mesh, name) for name in names] == [grid.group(AXES[name], dist.get_rank()) for name in names]
+    assert compat.get_root_mesh(mesh) is root
+
+
+@pytest.fixture
+def no_new_group(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """When called: from then on, making a process group is an error."""
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise AssertionError("a process group was asked for")
+
+    def forbid() -> None:
+        for name in ("new_group", "split_group"):
+            monkeypatch.setattr(dist, name, refuse)
+            monkeypatch.setattr(dist.distributed_c10d, name, refuse)
+
+    return forbid
+
+
+# --- access
+
+FSDP_CASES = [
+    ({"tp_size": 2}, (1, 1, 4, 1, 2), ("dp_shard",)),
+    ({"tp_size": 2, "cp_size": 2}, (1, 1, 2, 2, 2), ("dp_shard_cp",)),
+    ({"tp_size": 2, "dp_replicate_size": 2}, (1, 2, 2, 1, 2), ("dp_replicate", "dp_shard")),
+    ({"cp_size": 2, "dp_replicate_size": 2}, (1, 2, 2, 2, 1), ("dp_replicate", "dp_shard_cp")),
+    ({"pp_size": 2, "cp_size": 2, "dp_replicate_size": 2}, (2, 2, 1, 2, 1), ("dp_replicate", "dp_shard_cp")),
+    ({"pp_size": 8}, (8, 1, 1, 1, 1), ("dp_shard",)),
+]
+
+
+@pytest.mark.ranks(8)
+def test_the_mesh_for_fsdp_in_its_cases() -> None:
+    """One axis without replicas, two with; sharded over context parallel ranks too; asked of any mesh of the family."""
+    for sizes, shape, names in FSDP_CASES:
+        with MeshContext.build(FSDP2Config(), ParallelismSizes(**sizes)) as context:
+            dist.barrier()  # nobody closes a connection that another rank still makes
+            root = context.device_mesh
+            assert root is not None
+            before = compat.live_process_groups()
+            found = get_fsdp_dp_mesh(root)
+            check(found, root, Grid(shape), names)
+            line = get_flat_mesh(root, "tp")
+            for asked in (line, get_flat_mesh(root, "dp_cp"), get_submesh(root, ("dp_shard", "tp")), found):
+                check(get_fsdp_dp_mesh(asked), root, Grid(shape), names)
+                assert get_fsdp_dp_mesh(asked) is get_fsdp_dp_mesh(asked)
+            assert get_fsdp_dp_mesh(root) is found
+            assert get_fsdp_dp_mesh(root, "dp_replicate", "dp_shard_cp") is found
+            assert compat.live_process_groups() == before
+            total = torch.tensor(dist.get_rank())
+            for name in names:
+                dist.all_reduce(total, group=compat.get_group(found, name))
+            assert total.item() == sum(
+                chain(Grid(shape).group(tuple(chain(*(AXES[name] for name in names))), dist.get_rank()))
+            )
+
+
+@pytest.mark.ranks(8)
+def test_any_axes_are_found_from_any_mesh_of_the_family() -> None:
+    """Native, flattened and mixed names, asked of the root or of a part of it, give the oracle's ranks and the root."""
+    shape = (1, 2, 2, 1, 2)
+    wanted = [
+        ("dp_replicate", "dp_shard_cp"),
+        ("dp_cp", "tp"),
+        ("dp", "cp"),
+        ("dp", "cp", "tp"),
+        ("pp", "dp_shard", "tp"),
+        ("dp_shard_cp", "tp"),
+    ]
+    root = build(ParallelismSizes(dp_replicate_size=2, tp_size=2))
+    groups = compat.live_process_groups()
+    askable = [root, *(get_flat_mesh(root, axis) for axis in AXES), get_submesh(root, ("dp_replicate", "dp_shard_cp"))]
+    for asked in askable:
+        for axis in AXES:
+            check(get_flat_mesh(asked, axis), root, Grid(shape), (axis,))
+        for names in wanted:
+            check(get_submesh(asked, names), root, Grid(shape), names)
+    check(get_flat_mesh(get_flat_mesh(root, "tp"), "dp_cp"), root, Grid(shape), ("dp_cp",))
+    assert compat.live_process_groups() == groups
+
+
+def test_no_lookup_makes_a_group(no_new_group: Callable[[], None]) -> None:
+    """Not the first and not a repeated one, for any names, from any mesh."""
+    with fake_world(64, 37):
+        root = build(ParallelismSizes(pp_size=2, tp_size=2, cp_size=2, dp_replicate_size=2))
+        no_new_group()
+        for mesh in (root, get_flat_mesh(root, "tp"), get_flat_mesh(root, "dp_cp")):
+            for _ in range(2):
+                assert [get_flat_mesh(mesh, axis).size() for axis in AXES] == [2, 2, 4, 2, 2, 8, 8, 16]
+                assert get_submesh(mesh, ("dp_replicate", "dp_shard_cp")).shape == (2, 8)
+                assert get_submesh(mesh, ("pp", "dp_cp", "tp")).shape == (2, 16, 2)
+                assert get_fsdp_dp_mesh(mesh).shape == (2, 8)
+
+
+def test_a_repeated_request_returns_the_same_object() -> None:
+    """From the root or a part of it, by string or by member: what was found before is returned."""
+    with fake_world(16):
+        root = build(ParallelismSizes(tp_size=2, cp_size=2, dp_replicate_size=2))
+        line = get_flat_mesh(root, "tp")
+        mixed = ("dp_replicate", "dp_shard_cp")
+        for mesh in (root, line):
+            assert get_flat_mesh(mesh, "tp") is line
+            assert get_flat_mesh(mesh, "dp_cp") is get_flat_mesh(root, "dp_cp")
+            assert get_submesh(mesh, mixed) is get_submesh(mesh, mixed)
+            assert get_fsdp_dp_mesh(mesh) is get_fsdp_dp_mesh(mesh)
+            assert get_submesh(mesh, ("tp",)) is line
+        assert get_submesh(root, ("pp", "dp_replicate", "dp_shard", "cp", "tp")) is root
+        assert get_flat_mesh(root, MeshAxisName.DP_CP) is get_flat_mesh(root, "dp_cp")
+
+
+def test_what_cannot_be_found_is_refused() -> None:
+    """Unknown axes are a `KeyError` that lists those there are; repeated, overlapping or disordered ones an error."""
+    with fake_world(16):
+        root = build(ParallelismSizes(tp_size=2, cp_size=2, dp_replicate_size=2))
+        for mesh in (root, get_flat_mesh(root, "tp")):
+            with pytest.raises(KeyError, match=r"no axis 'sp'.*'dp_shard_cp'"):
+                get_flat_mesh(mesh, "sp")
+            with pytest.raises(UnknownAxisError, match=r"no axis 'ep'"):
+                get_submesh(mesh, ("dp", "ep"))
+            with pytest.raises(ValueError, match="repeat tp"):
+                get_submesh(mesh, ("tp", "tp"))
+            with pytest.raises(ValueError, match="overlap"):
+                get_submesh(mesh, ("dp_shard", "dp_shard_cp"))
+            with pytest.raises(ValueError, match="not in ascending order"):
+                get_submesh(mesh, ("tp", "dp_cp"))
+            with pytest.raises(ValueError, match="no axis name was given"):
+                get_submesh(mesh, ())
+            with pytest.raises(TypeError, match="axis names are strings, got 1"):
+                get_submesh(mesh, ("tp", 1))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="expected a torch DeviceMesh, got str"):
+            get_flat_mesh("tp", "tp")  # type: ignore[arg-type]
+
+
+def test_the_mesh_for_fsdp_needs_its_axes() -> None:
+    """A mesh of another strategy has none for FSDP2: a `KeyError` that lists its axes; other names can be given."""
+    with fake_world(8):
+        mesh = MeshContext.build(MegatronFSDPConfig(), TP2_CP2).device_mesh
+        assert mesh is not None
+        with pytest.raises(KeyError, match=r"'dp_shard_cp'.*'dp'.*'dp_cp'"):
+            get_fsdp_dp_mesh(mesh)
+        assert get_fsdp_dp_mesh(mesh, dp_shard_cp_name="dp_cp") is get_flat_mesh(mesh, "dp_cp")
+
+
+def test_an_expert_mesh_is_asked_for_its_own_axes_and_the_root_s() -> None:
+    """The expert mesh gives ep and ep_shard as one axis each, and the axes of its root as well."""
+    with fake_world(16, 13):
+        context = MeshContext.build(FSDP2Config(), ParallelismSizes(pp_size=2, tp_size=2, ep_size=4))
+        root, experts = context.device_mesh, context.moe_mesh
+        assert root is not None
+        assert experts is not None
+        assert ranks_of(get_flat_mesh(experts, "ep")) == [12, 13, 14, 15]
+        assert ranks_of(get_flat_mesh(experts, "ep_shard")) == [9, 13]
+        assert get_submesh(experts, ("ep_shard", "ep")) is experts
+        assert ranks_of(get_flat_mesh(experts, "tp")) == [12, 13]
+        assert ranks_of(get_fsdp_dp_mesh(experts)) == [9, 11, 13, 15]
+        assert compat.get_root_mesh(get_fsdp_dp_mesh(experts)) is root
+
+
+# --- ring and Ulysses
+
+
+@pytest.mark.ranks(8)
+def test_ring_and_ulysses_split_the_context_parallel_axis() -> None:
+    """The mesh (ring, ulysses) has the oracle's ranks and the root; a repeated request returns it and makes nothing."""
+    with MeshContext.build(FSDP2Config(), ParallelismSizes(cp_size=4, tp_size=2)) as context:
+        dist.barrier()  # nobody closes a connection that another rank still makes
+        root = context.device_mesh
+        assert root is not None
+        mesh = create_ring_ulysses_mesh(get_flat_mesh(root, "tp"), ring_degree=2, ulysses_degree=2)
+        grid, rank = Grid((2, 2, 2)), dist.get_rank()  # ring, ulysses, tp
+        assert mesh.mesh_dim_names == ("ring", "ulysses")
+        assert mesh.mesh.tolist() == grid.mesh([(0,), (1,)], rank)
+        assert (ranks_of(mesh, "ring"), ranks_of(mesh, "ulysses")) == (grid.group((0,), rank), grid.group((1,), rank))
+        assert compat.get_root_mesh(mesh) is root
+        groups = compat.live_process_groups()
+        assert create_ring_ulysses_mesh(root, ring_degree=2, ulysses_degree=2) is mesh
+        assert ranks_of(get_flat_mesh(mesh, "ring")) == grid.group((0,), rank)
+        assert compat.live_process_groups() == groups
+        total = torch.tensor(rank)
+        dist.all_reduce(total, group=compat.get_group(mesh, "ring"))
+        assert total.item() == sum(grid.group((0,), rank))
+    assert len(compat.live_process_groups()) == 1
+
+
+def test_a_degree_of_one_shares_the_group_of_its_ranks() -> None:
+    """All ranks in the ring, or all in Ulysses, need no group that is not there."""
+    with fake_world(16):
+        root = build(ParallelismSizes(cp_size=4, tp_size=2))
+        groups = compat.live_process_groups()
+        ring = create_ring_ulysses_mesh(root, ring_degree=4, ulysses_degree=1)
+        assert compat.get_group(ring, "ring") is compat.get_group(root, "cp")
+        assert compat.live_process_groups() == groups
+
+
+@pytest.mark.parametrize(
+    ("degrees", "error", "message"),
+    [
+        ((2, 4), ValueError, r"\(2, 4\) multiply to 8, but the axis has 4 ranks"),
+        ((0, 4), ValueError, "at least 1, got 0"),
+        ((True, 4), TypeError, "integers, got True"),
+    ],
+)
+def test_degrees_that_do_not_fit_are_refused(degrees: tuple[int, int], error: type[Exception], message: str) -> None:
+    """Their product is the size of `cp`, and each is an int of at least 1."""
+    with fake_world(8):
+        root = build(ParallelismSizes(cp_size=4, tp_size=2))
+        with pytest.raises(error, match=message):
+            create_ring_ulysses_mesh(root, ring_degree=degrees[0], ulysses_degree=degrees[1])
+
+
+def test_ring_and_ulysses_need_a_context_parallel_axis() -> None:
+    """A mesh without `cp` is a `KeyError`, a rank outside is told so."""
+    with fake_world(8, 5):
+        mesh = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
+        with pytest.raises(KeyError, match="no axis 'cp'"):
+            create_ring_ulysses_mesh(mesh, ring_degree=2, ulysses_degree=2)
+        part = build(ParallelismSizes(cp_size=4), ranks=range(4))
+        with pytest.raises(RankNotInMeshError, match="rank 5 is not in"):
+            create_ring_ulysses_mesh(part, ring_degree=2, ulysses_degree=2)
+
+
+# --- the drop-in names
+
+NAMES = [
+    "_MeshSpec",
+    "_create_device_meshes",
+    "_create_fsdp2_device_mesh",
+    "_create_megatron_fsdp_device_mesh",
+    "_create_moe_mesh",
+    "_degree",
+    "_infer_dp_size",
+    "_init_named_mesh",
+    "_mesh_device_type",
+    "_register_flattened_axes",
+    "_require_size_one",
+    "_unflatten_compat",
+    "_validate_mesh_spec",
+    "get_flat_mesh",
+    "get_fsdp_dp_mesh",
+    "get_submesh",
+]
+
+
+@pytest.mark.release_independent
+def test_every_drop_in_name_is_there() -> None:
+    """All names of the module that this one stands in for can be imported, and only public ones are in `__all__`."""
+    assert all(callable(getattr(mesh_utils, name)) for name in NAMES)
+    assert not [name for name in mesh_utils.__all__ if name.startswith("_")]
+
+
+def test_device_meshes_of_each_strategy() -> None:
+    """The root and the expert mesh where there are experts; Megatron-FSDP has one mesh, DDP none."""
+    with fake_world(8):
+        root, experts = _create_device_meshes(FSDP2Config(), ParallelismSizes(tp_size=2, ep_size=2), 8)
+        assert root is not None
+        assert experts is not None
+        assert (root.shape, experts.shape) == ((1, 1, 4, 1, 2), (4, 2))
+        assert get_flat_mesh(root, "dp_cp").size() == 4
+        root, experts = _create_fsdp2_device_mesh(ParallelismSizes(pp_size=2), 8)
+        assert (root.shape, experts) == ((2, 1, 4, 1, 1), None)
+        mesh = _create_megatron_fsdp_device_mesh(TP2_CP2, 8)
+        assert (mesh.mesh_dim_names, mesh.shape) == (("dp", "cp", "tp"), (2, 2, 2))
+        assert get_flat_mesh(mesh, "dp_cp").size() == 4
+        assert _create_device_meshes(MegatronFSDPConfig(), TP2_CP2, 8)[1] is None
+        groups = compat.live_process_groups()
+        assert _create_device_meshes(DDPConfig(), ParallelismSizes(), 8) == (None, None)
+        assert compat.live_process_groups() == groups
+        with pytest.raises(ValueError, match="tp_size=2"):
+            _create_device_meshes(DDPConfig(), ParallelismSizes(tp_size=2), 8)
+
+
+def test_an_expert_mesh_is_made_of_a_root() -> None:
+    """The ranks of the stage as (ep_shard, ep), in the family of the root; sizes that do not fill it are refused."""
+    with fake_world(16, 13):
+        root = build(ParallelismSizes(pp_size=2, tp_size=2))
+        experts = _create_moe_mesh(root, 2, 4)
+        assert experts.mesh.tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
+        assert experts.mesh_dim_names == ("ep_shard", "ep")
+        assert compat.get_root_mesh(experts) is root
+        assert _create_moe_mesh(root, 2, 4) is experts
+        with pytest.raises(MeshArgumentError, match="multiply to 6, but the axis has 8 ranks"):
+            _create_moe_mesh(build(ParallelismSizes(pp_size=2)), 3, 2)
+        with pytest.raises(RankNotInMeshError, match="this rank is not in"):
+            _create_moe_mesh(build(ParallelismSizes(), ranks=range(4)), 2, 2)
+
+
+def test_a_named_mesh_is_made_of_a_spec() -> None:
+    """The mesh has the spec's shape and axes, and the axes it folds are known by name."""
+    tp, cp, dp = MeshAxisName.TP, MeshAxisName.CP, MeshAxisName.DP
+    spec = _MeshSpec((2, 2, 4), (dp, cp, tp), {MeshAxisName.DP_CP: (dp, cp)})
+    with fake_world(16):
+        mesh = _init_named_mesh(spec)
+        assert (mesh.shape, mesh.mesh_dim_names, mesh.device_type) == (
+            (2, 2, 4),
+            ("dp", "cp", "tp"),
+            _mesh_device_type(),
+        )
+        assert all(type(name) is str for name in mesh.mesh_dim_names or ())
+        assert ranks_of(get_flat_mesh(mesh, "dp_cp")) == [0, 4, 8, 12]
+        _register_flattened_axes(mesh, {MeshAxisName.DP_SHARD_CP: (cp, tp)})
+        assert ranks_of(get_flat_mesh(mesh, "dp_shard_cp")) == list(range(8))
+    assert _MeshSpec((8,), (tp,)).flattened_axes == {}
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        (_MeshSpec((2,), (MeshAxisName.DP, MeshAxisName.TP)), ValueError, "2 names.*1 sizes"),
+        (_MeshSpec((2, 0), (MeshAxisName.DP, MeshAxisName.TP)), ValueError, "less than 1"),
+        (_MeshSpec((2, 2), (MeshAxisName.TP, MeshAxisName.TP)), ValueError, "repeats tp"),
+        (_MeshSpec((2,), (MeshAxisName.DP,), {MeshAxisName.DP_CP: (MeshAxisName.CP,)}), ValueError, r"unknown axes"),
+        (_MeshSpec((), ()), ValueError, "at least one axis"),
+    ],
+)
+def test_a_malformed_spec_is_refused(spec: _MeshSpec, error: type[Exception], message: str) -> None:
+    """Sizes, names and folds that do not fit are refused before anything is made."""
+    with pytest.raises(error, match=message):
+        _validate_mesh_spec(spec)
+    with fake_world(4), pytest.raises(error, match=message):
+        _init_named_mesh(spec)
+
+
+def test_an_axis_is_split_on_every_release() -> None:
+    """`_unflatten_compat` gives the mesh of the parts, on releases whose torch has no such operation too."""
+    with fake_world(8, 5):
+        root = build(ParallelismSizes(cp_size=4, tp_size=2))
+        parts = _unflatten_compat(get_flat_mesh(root, "cp"), 0, (2, 2), ("outer", "inner"))
+        assert parts.mesh.tolist() == [[1, 3], [5, 7]]
+        assert (ranks_of(parts, "outer"), ranks_of(parts, "inner")) == ([1, 5], [5, 7])
+        assert compat.get_root_mesh(parts) is root
+
+
+@pytest.mark.release_independent
+def test_sizes_are_read_and_checked() -> None:
+    """`None` is 1, other than ints of at least 1 are refused; a feature that a strategy lacks has size 1."""
+    assert (_degree(None), _degree(1), _degree(8)) == (1, 1, 8)
+    for wrong, error in ((0, ValueError), (-3, ValueError), ("8", TypeError), (True, TypeError)):
+        with pytest.raises(error):
+            _degree(wrong)  # type: ignore[arg-type]
+    _require_size_one("ddp", None, "tensor parallelism")
+    _require_size_one("ddp", 1, "tensor parallelism")
+    with pytest.raises(ValueError, match="ddp does not support tensor parallelism: its size is 2; give 1 or None"):
+        _require_size_one("ddp", 2, "tensor parallelism")
+
+
+@pytest.mark.release_independent
+def test_the_data_parallel_size_is_inferred() -> None:
+    """It fills the world; a world that the factors do not divide, or a size that does not fit, is refused by name."""
+    expression, factors = "tp_size * cp_size * pp_size", (2, 2, 1)
+    assert _infer_dp_size(None, 8, 4, expression, factors) == _infer_dp_size(2, 8, 4, expression, factors) == 2
+    with pytest.raises(
+        ValueError, match=r"world_size=6 is not divisible by tp_size \* cp_size \* pp_size = 2 \* 2 \* 1"
+    ):
+        _infer_dp_size(None, 6, 4, expression, factors)
+    with pytest.raises(ValueError, match="dp_size=8 does not fit.*Give dp_size=2"):
+        _infer_dp_size(8, 8, 4, expression, factors)
+    assert _infer_dp_size(None, 8, 4, "the rest", (2, 2)) == 2
