@@ -116,12 +116,12 @@ def test_sizes_are_a_value_made_by_keyword() -> None:
 )
 def test_sizes_are_checked_when_made(field: str, value: Any, error: type[Exception]) -> None:
     """Anything but an int of at least 1 is refused by name; `None` stands where a size can be inferred."""
+    arguments: dict[str, Any] = {field: value}
     if value is None and field in {"dp_size", "dp_replicate_size"}:
-        arguments: dict[str, Any] = {field: value}
         assert getattr(ParallelismSizes(**arguments), field) is None
         return
     with pytest.raises(error, match=rf"{field}={value!r}"):
-        ParallelismSizes(**{field: value})
+        ParallelismSizes(**arguments)
 
 
 # --- contexts without meshes of their own
