@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from automodel_mesh.sizes import SizesLike
+    from automodel_mesh.sizes import ParallelismSizes
     from automodel_mesh.strategies import Topologies
 
 
@@ -36,7 +36,7 @@ class Meshes(NamedTuple):
 
 def build_meshes(
     strategy: str,
-    sizes: SizesLike,
+    sizes: ParallelismSizes,
     world_size: int | None = None,
     *,
     ranks: Sequence[int] | None = None,

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from automodel_mesh import compat
 from automodel_mesh.build import Meshes, build_meshes
 from automodel_mesh.config import DistributedStrategyConfig, strategy_name
-from automodel_mesh.sizes import check_sizes
+from automodel_mesh.sizes import ParallelismSizes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -48,34 +48,6 @@ class MeshAxisName(str, enum.Enum):
 
 
 _VALID_AXIS_NAMES: frozenset[str] = frozenset(MeshAxisName)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelismSizes:
-    """The sizes that a user asks for; what was built is read from `MeshContext`.
-
-    Args:
-        dp_size: data parallel ranks in all, replicated and sharded; `None` to infer it from the world.
-        dp_replicate_size: replicas among them; `None` for 1.
-        tp_size: tensor parallel ranks.
-        pp_size: pipeline stages.
-        cp_size: context parallel ranks.
-        ep_size: expert parallel ranks, inside a pipeline stage.
-
-    Raises:
-        TypeError: a size that is not an integer.
-        ValueError: a size below 1.
-    """
-
-    dp_size: int | None = None
-    dp_replicate_size: int | None = None
-    tp_size: int = 1
-    pp_size: int = 1
-    cp_size: int = 1
-    ep_size: int = 1
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
 
 
 @dataclass

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from automodel_mesh import compat
 from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
 from automodel_mesh.config import DistributedStrategyConfig, FSDP2Config, MegatronFSDPConfig, strategy_name
-from automodel_mesh.mesh import MeshAxisName, ParallelismSizes
-from automodel_mesh.sizes import check_size, infer_dp_size
+from automodel_mesh.mesh import MeshAxisName
+from automodel_mesh.sizes import ParallelismSizes, check_size, infer_dp_size
 from automodel_mesh.strategies import plan_topologies
 from automodel_mesh.topology import Topology
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt, prod
 from operator import eq
-from typing import Final, Protocol, TypeGuard
+from typing import Final, TypeGuard
 
 __all__ = [
-    "Sizes",
-    "SizesLike",
+    "ParallelismSizes",
     "check_ranks",
     "check_size",
     "check_sizes",
@@ -23,43 +22,9 @@ OPTIONAL_FIELDS: Final = ("dp_size", "dp_replicate_size")
 _FIELDS: Final = ("dp_size", "dp_replicate_size", "tp_size", "pp_size", "cp_size", "ep_size")
 
 
-class SizesLike(Protocol):
-    """What the planner reads from a request; `Sizes` and `ParallelismSizes` both fit."""
-
-    @property
-    def dp_size(self) -> int | None:
-        """Data-parallel size, replicas included; `None`: inferred."""
-        ...
-
-    @property
-    def dp_replicate_size(self) -> int | None:
-        """Number of replicas inside `dp_size`; `None`: 1."""
-        ...
-
-    @property
-    def tp_size(self) -> int:
-        """Tensor-parallel size."""
-        ...
-
-    @property
-    def pp_size(self) -> int:
-        """Pipeline-parallel size."""
-        ...
-
-    @property
-    def cp_size(self) -> int:
-        """Context-parallel size."""
-        ...
-
-    @property
-    def ep_size(self) -> int:
-        """Expert-parallel size."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Requested sizes, checked when made.
+class ParallelismSizes:
+    """The sizes that a user asks for, checked when made; what was built is read from `MeshContext`.
 
     Args:
         dp_size: Data-parallel size, replicas included; at least 1, or `None` to infer it from the number of
@@ -113,7 +78,7 @@ def is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_sizes(sizes: SizesLike) -> None:
+def check_sizes(sizes: ParallelismSizes) -> None:
     """Require that every size of a request is an int of at least 1, or `None` where it can be inferred.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from automodel_mesh.sizes import (
     OPTIONAL_FIELDS,
-    SizesLike,
+    ParallelismSizes,
     check_ranks,
     check_size,
     check_sizes,
@@ -64,7 +64,7 @@ class _Ranks(NamedTuple):
 
 
 def plan_topologies(
-    strategy: str, sizes: SizesLike, world_size: int, *, ranks: Sequence[int] | None = None
+    strategy: str, sizes: ParallelismSizes, world_size: int, *, ranks: Sequence[int] | None = None
 ) -> Topologies:
     """Lay out the ranks for a strategy.
 
@@ -98,7 +98,7 @@ def plan_topologies(
     return plan(sizes, _Ranks(check_ranks(ranks, world_size), "len(ranks)"))
 
 
-def _plan_fsdp2(sizes: SizesLike, where: _Ranks) -> Topologies:
+def _plan_fsdp2(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
     tp, cp, pp = sizes.tp_size, sizes.cp_size, sizes.pp_size
     factors = {"tp_size": tp, "cp_size": cp, "pp_size": pp}
     count = len(where.ranks)
@@ -140,7 +140,7 @@ def _plan_experts(root: Topology, ep_size: int) -> Topology | None:
     return Topology(axes=("pp", "ep_shard", "ep"), shape=shape, ranks=root.ranks)
 
 
-def _plan_megatron_fsdp(sizes: SizesLike, where: _Ranks) -> Topologies:
+def _plan_megatron_fsdp(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
     _require_one("megatron_fsdp", sizes, "pp_size", "ep_size", "dp_replicate_size")
     factors = {"tp_size": sizes.tp_size, "cp_size": sizes.cp_size}
     dp = infer_dp_size(sizes.dp_size, len(where.ranks), factors, strategy="megatron_fsdp", counted_as=where.counted_as)
@@ -153,13 +153,13 @@ def _plan_megatron_fsdp(sizes: SizesLike, where: _Ranks) -> Topologies:
     return Topologies(root, None)
 
 
-def _plan_ddp(sizes: SizesLike, where: _Ranks) -> Topologies:
+def _plan_ddp(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
     _require_one("ddp", sizes, "tp_size", "pp_size", "cp_size", "ep_size", "dp_replicate_size")
     dp = infer_dp_size(sizes.dp_size, len(where.ranks), {}, strategy="ddp", counted_as=where.counted_as)
     return Topologies(Topology(axes=("dp",), shape=(dp,), ranks=where.ranks), None)
 
 
-def _require_one(strategy: str, sizes: SizesLike, *names: str) -> None:
+def _require_one(strategy: str, sizes: ParallelismSizes, *names: str) -> None:
     """Require that sizes which a strategy has no axis for are 1, or None where that means 1."""
     for name in names:
         value = getattr(sizes, name)
@@ -172,7 +172,7 @@ def _require_one(strategy: str, sizes: SizesLike, *names: str) -> None:
         )
 
 
-_PLANS: Final[Mapping[str, Callable[[SizesLike, _Ranks], Topologies]]] = MappingProxyType(
+_PLANS: Final[Mapping[str, Callable[[ParallelismSizes, _Ranks], Topologies]]] = MappingProxyType(
     {"fsdp2": _plan_fsdp2, "megatron_fsdp": _plan_megatron_fsdp, "ddp": _plan_ddp}
 )
 STRATEGIES: Final = tuple(_PLANS)

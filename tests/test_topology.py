@@ -13,7 +13,7 @@ import tracemalloc
 from enum import Enum
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from automodel_mesh import sizes as sizes_module
 from automodel_mesh import strategies as strategies_module
 from automodel_mesh import topology as topology_module
-from automodel_mesh.sizes import Sizes, check_ranks, check_size, divisors, infer_dp_size
+from automodel_mesh.sizes import ParallelismSizes, check_ranks, check_size, divisors, infer_dp_size
 from automodel_mesh.strategies import STRATEGIES, plan_topologies
 from automodel_mesh.topology import CoincidentAxes, Topology, distinct_groups_per_rank, shared_layouts
 
@@ -166,7 +166,7 @@ def test_groups_of_a_non_contiguous_fold_are_ascending_and_ordered_by_lowest_ran
 
 def test_coincident_axes_without_context_parallelism() -> None:
     """With cp of 1, dp_shard and dp_shard_cp are one class, dp and dp_cp another, pp and cp singletons."""
-    root = plan_topologies("fsdp2", Sizes(dp_replicate_size=2, tp_size=2), 8).root
+    root = plan_topologies("fsdp2", ParallelismSizes(dp_replicate_size=2, tp_size=2), 8).root
     assert root.coincident_axes() == CoincidentAxes(
         singletons=("pp", "cp"),
         covering=(),
@@ -177,14 +177,14 @@ def test_coincident_axes_without_context_parallelism() -> None:
 
 def test_covering_axes_are_named() -> None:
     """Where only dp_shard is larger than 1, every axis that folds it covers all ranks in one group."""
-    found = plan_topologies("fsdp2", Sizes(), 8).root.coincident_axes()
+    found = plan_topologies("fsdp2", ParallelismSizes(), 8).root.coincident_axes()
     assert found.covering == ("dp_shard", "dp", "dp_shard_cp", "dp_cp")
     assert found.classes == (found.covering,)
 
 
 def test_one_rank_has_only_singletons() -> None:
     """In a world of one rank every axis is a singleton and no communicator of several ranks is needed."""
-    root = plan_topologies("fsdp2", Sizes(), 1).root
+    root = plan_topologies("fsdp2", ParallelismSizes(), 1).root
     assert root.coincident_axes() == CoincidentAxes(root.all_axes, (), ())
     assert root.distinct_groups_per_rank() == 0
     assert list(root.groups("dp_cp")) == [(0,)]
@@ -201,7 +201,7 @@ def test_fsdp2_every_factorisation_of_eight_with_every_expert_size() -> None:
         pp, replicas, shards, cp, tp = shape
         for ep in divisors(8 // pp):
             cases += 1
-            sizes = Sizes(
+            sizes = ParallelismSizes(
                 dp_size=replicas * shards,
                 dp_replicate_size=replicas,
                 tp_size=tp,
@@ -228,7 +228,7 @@ def test_fsdp2_every_factorisation_of_eight_with_every_expert_size() -> None:
 
 def test_expert_grid_folds_replicas_and_tensor_parallel_ranks_but_not_stages() -> None:
     """An ep of 4 over 2 stages of (2 replicas, tp of 2) takes one whole stage, never ranks of two."""
-    sizes = Sizes(dp_size=2, dp_replicate_size=2, tp_size=2, pp_size=2, ep_size=4)
+    sizes = ParallelismSizes(dp_size=2, dp_replicate_size=2, tp_size=2, pp_size=2, ep_size=4)
     moe = plan_topologies("fsdp2", sizes, 8).moe
     assert moe is not None
     assert list(moe.groups("ep")) == [(0, 1, 2, 3), (4, 5, 6, 7)]
@@ -238,7 +238,7 @@ def test_expert_grid_folds_replicas_and_tensor_parallel_ranks_but_not_stages() -
 def test_megatron_fsdp_every_factorisation_of_eight(shape: tuple[int, int, int]) -> None:
     """Megatron-FSDP has the axes (dp, cp, tp) and the derived axis dp_cp, and no expert grid."""
     _, cp, tp = shape
-    root, moe = plan_topologies("megatron_fsdp", Sizes(cp_size=cp, tp_size=tp, dp_replicate_size=1), 8)
+    root, moe = plan_topologies("megatron_fsdp", ParallelismSizes(cp_size=cp, tp_size=tp, dp_replicate_size=1), 8)
     assert moe is None
     assert (root.axes, root.shape, dict(root.derived)) == (("dp", "cp", "tp"), shape, {"dp_cp": ("dp", "cp")})
     assert_matches_oracle(root, range(8))
@@ -247,7 +247,7 @@ def test_megatron_fsdp_every_factorisation_of_eight(shape: tuple[int, int, int])
 @pytest.mark.parametrize("dp_size", [None, 8])
 def test_ddp_is_one_axis_over_all_ranks(dp_size: int | None) -> None:
     """DDP has one axis, dp, whose only group is every rank."""
-    root, moe = plan_topologies("ddp", Sizes(dp_size=dp_size), 8)
+    root, moe = plan_topologies("ddp", ParallelismSizes(dp_size=dp_size), 8)
     assert moe is None
     assert list(root.groups("dp")) == [tuple(range(8))]
     assert root.coincident_axes().covering == ("dp",)
@@ -259,7 +259,7 @@ def test_a_strategy_may_be_named_by_a_str_enum() -> None:
     class Strategy(str, Enum):
         DDP = "ddp"
 
-    assert plan_topologies(Strategy.DDP, Sizes(), 2) == plan_topologies("ddp", Sizes(), 2)
+    assert plan_topologies(Strategy.DDP, ParallelismSizes(), 2) == plan_topologies("ddp", ParallelismSizes(), 2)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_strategy_may_be_named_by_a_str_enum() -> None:
 def test_ranks_take_the_places_of_the_grid() -> None:
     """On a subset of the ranks, the same shape has the same groups with each place's rank in it."""
     ranks = [1, 2, 5, 6, 8, 11, 12, 15]
-    sizes = Sizes(tp_size=2, pp_size=2, ep_size=2)
+    sizes = ParallelismSizes(tp_size=2, pp_size=2, ep_size=2)
     root, moe = plan_topologies("fsdp2", sizes, 16, ranks=ranks)
     assert root.shape == (2, 1, 2, 1, 2)
     assert_matches_oracle(root, ranks)
@@ -330,15 +330,15 @@ def test_a_rank_that_is_no_int_is_refused(rank: object) -> None:
 def test_bad_ranks_are_refused(ranks: Sequence[int], error: type[Exception], message: str) -> None:
     """Ranks that are not distinct ascending ints inside the world are refused, naming the first at fault."""
     with pytest.raises(error, match=message):
-        plan_topologies("fsdp2", Sizes(), 8, ranks=ranks)
+        plan_topologies("fsdp2", ParallelismSizes(), 8, ranks=ranks)
 
 
 def test_sizes_must_fill_the_ranks_not_the_world() -> None:
     """With a subset, the sizes are held against the number of ranks in it, and the message says so."""
     with pytest.raises(ValueError, match=r"= 4, but len\(ranks\)=2\. Give dp_size=1"):
-        plan_topologies("fsdp2", Sizes(dp_size=2, tp_size=2), 8, ranks=[3, 5])
+        plan_topologies("fsdp2", ParallelismSizes(dp_size=2, tp_size=2), 8, ranks=[3, 5])
     with pytest.raises(ValueError, match=r"len\(ranks\)=2 is not divisible by"):
-        plan_topologies("fsdp2", Sizes(tp_size=4), 8, ranks=[3, 5])
+        plan_topologies("fsdp2", ParallelismSizes(tp_size=4), 8, ranks=[3, 5])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_sizes_must_fill_the_ranks_not_the_world() -> None:
 
 def million() -> tuple[Topology, Topology]:
     """A million ranks with every axis larger than 1, and its expert grid."""
-    sizes = Sizes(dp_replicate_size=5, tp_size=8, pp_size=10, cp_size=4, ep_size=16)
+    sizes = ParallelismSizes(dp_replicate_size=5, tp_size=8, pp_size=10, cp_size=4, ep_size=16)
     root, moe = plan_topologies("fsdp2", sizes, 1_000_000)
     assert moe is not None
     return root, moe
@@ -412,7 +412,7 @@ def test_a_million_ranks_equal_the_oracle_where_looked_at() -> None:
 
 def test_distinct_groups_of_a_large_world_are_counted_once() -> None:
     """For dp_shard x tp at 65,536 ranks, the groups to create are one per distinct set: 8 + 8,192."""
-    root = plan_topologies("fsdp2", Sizes(tp_size=8), 65_536).root
+    root = plan_topologies("fsdp2", ParallelismSizes(tp_size=8), 65_536).root
     shared = shared_layouts(root)
     assert sum(uses[0][0].number_of_groups(uses[0][1]) for uses in shared.values()) == 8_200
 
@@ -429,7 +429,7 @@ FIELDS = ("dp_size", "dp_replicate_size", "tp_size", "pp_size", "cp_size", "ep_s
 def test_sizes_below_one_are_refused(field: str, value: int) -> None:
     """A size of 0 or less is a ValueError that names the field, the value and what to give."""
     with pytest.raises(ValueError, match=rf"^{field}={value} is less than 1: give an int of at least 1"):
-        Sizes(**{field: value})
+        ParallelismSizes(**{field: value})
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -437,17 +437,17 @@ def test_sizes_below_one_are_refused(field: str, value: int) -> None:
 def test_sizes_that_are_no_int_are_refused(field: str, value: object, kind: str) -> None:
     """A string, float, bool or NumPy integer is a TypeError that names the field, the value and its type."""
     with pytest.raises(TypeError, match=rf"^{field}=.* is of type {kind}: give an int of at least 1"):
-        Sizes(**{field: value})  # type: ignore[arg-type]
+        ParallelismSizes(**{field: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_none_is_allowed_only_where_a_size_can_be_inferred(field: str) -> None:
     """None stands for dp_size and dp_replicate_size, and is a TypeError for every other size."""
     if field in ("dp_size", "dp_replicate_size"):
-        assert getattr(Sizes(**{field: None}), field) is None  # type: ignore[arg-type]
+        assert getattr(ParallelismSizes(**{field: None}), field) is None  # type: ignore[arg-type]
         return
     with pytest.raises(TypeError, match=rf"^{field}=None is of type NoneType"):
-        Sizes(**{field: None})  # type: ignore[arg-type]
+        ParallelismSizes(**{field: None})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -459,7 +459,7 @@ def test_the_planner_checks_sizes_of_any_class(field: str) -> None:
         dp_replicate_size: int | None = None
         tp_size = pp_size = cp_size = ep_size = 1
 
-    loose = Loose()
+    loose: Any = Loose()
     setattr(loose, field, 0)
     with pytest.raises(ValueError, match=rf"^{field}=0 is less than 1"):
         plan_topologies("fsdp2", loose, 8)
@@ -472,7 +472,7 @@ def test_the_planner_checks_sizes_of_any_class(field: str) -> None:
 def test_world_size_is_checked(strategy: str, world_size: int, error: type[Exception]) -> None:
     """The world size is an int of at least 1 as well."""
     with pytest.raises(error, match="^world_size="):
-        plan_topologies(strategy, Sizes(), world_size)
+        plan_topologies(strategy, ParallelismSizes(), world_size)
 
 
 @settings(deadline=None, database=None)
@@ -624,14 +624,14 @@ def test_dp_size_is_inferred_exactly_when_the_rest_divides(dp: int, rest: list[i
 def test_constraint_messages(strategy: str, sizes: Mapping[str, int], message: str) -> None:
     """A broken constraint is reported with the strategy, the size, its value and the values that would do."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        plan_topologies(strategy, Sizes(**sizes), 8)
+        plan_topologies(strategy, ParallelismSizes(**sizes), 8)
 
 
 @pytest.mark.parametrize("field", ["pp_size", "ep_size", "dp_replicate_size"])
 def test_ddp_takes_no_other_size(field: str) -> None:
     """DDP refuses every size but dp that is not 1."""
     with pytest.raises(ValueError, match=rf"^ddp: {field}=2, but ddp does not support"):
-        plan_topologies("ddp", Sizes(**{field: 2}), 8)
+        plan_topologies("ddp", ParallelismSizes(**{field: 2}), 8)
 
 
 def test_remedies_of_a_message_do() -> None:
@@ -639,30 +639,30 @@ def test_remedies_of_a_message_do() -> None:
     accepted = []
     for tp in range(1, 25):
         try:
-            plan_topologies("fsdp2", Sizes(tp_size=tp, cp_size=2), 24)
+            plan_topologies("fsdp2", ParallelismSizes(tp_size=tp, cp_size=2), 24)
         except ValueError:
             continue
         accepted.append(tp)
     with pytest.raises(ValueError, match=f"Give tp_size as one of {', '.join(map(str, accepted))}, leaving"):
-        plan_topologies("fsdp2", Sizes(tp_size=5, cp_size=2), 24)
+        plan_topologies("fsdp2", ParallelismSizes(tp_size=5, cp_size=2), 24)
 
 
 def test_long_choices_are_shortened() -> None:
     """A world with many divisors does not flood the message."""
     with pytest.raises(ValueError, match=r"one of 1, 2, 3, 4, 5, 6, 7, 8, \.\.\., 360360, 720720, leaving"):
-        plan_topologies("fsdp2", Sizes(tp_size=17), 720_720)
+        plan_topologies("fsdp2", ParallelismSizes(tp_size=17), 720_720)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "", None, 3])
 def test_an_unknown_strategy_is_refused(strategy: str) -> None:
     """An unknown strategy is refused with the ones there are."""
     with pytest.raises(ValueError, match=r"strategy=.* is not known: give one of 'fsdp2', 'megatron_fsdp', 'ddp'"):
-        plan_topologies(strategy, Sizes(), 8)
+        plan_topologies(strategy, ParallelismSizes(), 8)
 
 
 def test_an_unknown_axis_is_refused_with_those_there_are() -> None:
     """Every question about an unknown axis is a KeyError, at the call, that lists native and derived axes."""
-    root = plan_topologies("megatron_fsdp", Sizes(), 8).root
+    root = plan_topologies("megatron_fsdp", ParallelismSizes(), 8).root
     expected = r"no axis 'pp' here: the native axes are dp, cp, tp; the derived axes are dp_cp"
     for ask in (root.size, root.layout, root.groups, root.number_of_groups):
         with pytest.raises(KeyError, match=expected):

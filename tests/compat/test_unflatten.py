@@ -71,6 +71,14 @@ def test_the_same_request_again_creates_nothing(api: ModuleType) -> None:
 
 
 @pytest.mark.ranks(8)
+def test_a_name_that_the_mesh_has_already_is_refused(api: ModuleType) -> None:
+    """No mesh comes out with two axes of one name: `ValueError`."""
+    root = api.init_device_mesh("cpu", (2, 4), mesh_dim_names=("pp", "rest"))
+    with pytest.raises(ValueError, match="pp"):
+        api.unflatten(root, 1, (2, 2), ("pp", "tp"))
+
+
+@pytest.mark.ranks(8)
 def test_new_axes_share_the_groups_of_equal_ranks() -> None:
     """An axis split off that joins the ranks of another one uses its group, and size 1 the single-rank group."""
     root = compat.init_device_mesh("cpu", (2, 1, 4), mesh_dim_names=("dp", "cp", "tp"))
