@@ -19,7 +19,14 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import cross_entropy, gelu
 
-from automodel_mesh import compat
+from automodel_mesh import (
+    FSDP2Config,
+    MeshContext,
+    ParallelismSizes,
+    compat,
+    get_flat_mesh,
+    get_fsdp_dp_mesh,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,10 +152,15 @@ def derive(mesh: DeviceMesh, sizes: Sizes, *, join: bool = False) -> Meshes:
     else:
         fsdp = compat.slice_mesh(mesh, fsdp_names)
     loss = compat.flatten(compat.slice_mesh(mesh, tuple(name for name in names if name in AXES[:3])), "loss")
-    place = dict(zip(names, compat.get_coordinate(mesh) or (), strict=True))
+    return with_parts(mesh, sizes, fsdp, compat.slice_mesh(mesh, "tp") if sizes.tp > 1 else None, loss)
+
+
+def with_parts(mesh: DeviceMesh, sizes: Sizes, fsdp: DeviceMesh, tp: DeviceMesh | None, loss: DeviceMesh) -> Meshes:
+    """Add to meshes which part of the data this rank has, by its place in the mesh of all axes."""
+    place = dict(zip(mesh.mesh_dim_names or (), compat.get_coordinate(mesh) or (), strict=True))
     return Meshes(
         fsdp=fsdp,
-        tp=compat.slice_mesh(mesh, "tp") if sizes.tp > 1 else None,
+        tp=tp,
         loss=loss,
         batch_part=(
             place.get("dp_replicate", 0) * sizes.dp_shard + place["dp_shard"],
@@ -251,6 +263,17 @@ def test_training_on_slices_of_a_root(sizes: Sizes) -> None:
 def test_training_on_slices_of_an_unflattened_world(sizes: Sizes) -> None:
     """Losses and parameters on slices of an unflattened world, axes of size 1 in it, equal one process's."""
     assert_trains_alike(derive(world_mesh(sizes), sizes))
+
+
+@of_strategies("fsdp-tp", "fsdp-tp-cp", "hsdp-tp", "hsdp-tp-cp")
+@pytest.mark.ranks(8)
+def test_training_on_a_mesh_context(sizes: Sizes) -> None:
+    """Each of the four meshes that `get_fsdp_dp_mesh` returns trains as one process does, with tensor parallelism."""
+    asked = ParallelismSizes(dp_replicate_size=sizes.dp_replicate, cp_size=sizes.cp, tp_size=sizes.tp)
+    mesh = MeshContext.build(FSDP2Config(), asked).device_mesh
+    assert mesh is not None
+    fsdp, tp, loss = get_fsdp_dp_mesh(mesh), get_flat_mesh(mesh, "tp"), get_flat_mesh(mesh, "dp_cp")
+    assert_trains_alike(with_parts(mesh, sizes, fsdp, tp, loss))
 
 
 @pytest.mark.parametrize(
