@@ -232,7 +232,11 @@ class MeshContext:
         return [] if mesh is None else compat.list_process_groups(mesh)
 
     def close(self) -> None:
-        """Destroy exactly the process groups that `build` made; on every rank of the model. Closing twice is fine."""
+        """Destroy exactly the process groups that `build` made; on every rank of the model. Closing twice is fine.
+
+        As with `destroy_process_group`, no rank should close while another still builds: gloo, which connects as it
+        builds, would see the connection go. Any collective in between, such as a barrier, is enough.
+        """
         if self._built is not None and dist.is_initialized():
             compat.destroy_process_groups(self._built.root)
 

@@ -29,8 +29,9 @@ def list_process_groups(mesh: DeviceMesh) -> list[GroupReport]:
 def destroy_process_groups(mesh: DeviceMesh) -> None:
     """Destroy exactly the process groups that this library made for a mesh's family, and close the family.
 
-    Called on every rank of the family. The default group and groups that torch made stay. Meshes of a closed family
-    are refused afterwards. A family whose world is gone already is closed without another word.
+    Called on every rank of the family, after all of them have built it. The default group and groups that torch made
+    stay. Meshes of a closed family are refused afterwards. A family whose world is gone already is closed without
+    another word.
 
     Args:
         mesh: any mesh of the family.
