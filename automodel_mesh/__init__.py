@@ -38,5 +38,7 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(home), name)
+            value: object = getattr(import_module(home), name)
+            globals()[name] = value  # found here from now on, at the price of any global name
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
