@@ -83,7 +83,7 @@ def flatten(
         family.require_member(mesh)
         known = family.derive((axis,), (name,), groups, mesh, folded=True)
         era.register_flattened(family.root, name, known, mesh, names)
-    elif spec != DEFAULT_SPEC and family.make_groups([axis], [name], [spec]) != [native_group(known, 0)]:
+    elif spec != DEFAULT_SPEC and family.groups.find(axis, spec) is not native_group(known, 0):
         raise MeshArgumentError(
             f"flatten: axis {name!r} exists with another backend or other options; choose another name."
         )

@@ -75,9 +75,7 @@ class GroupTable:
 
         Every rank of the world must come here with the same axis and an equal spec.
         """
-        if spec.timeout is None and self._timeout is not None:
-            spec = spec._replace(timeout=self._timeout)
-        key = (fold([axis]), spec)
+        key = self._key(axis, spec)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = self._make(*key, name)
@@ -89,6 +87,11 @@ class GroupTable:
             entry.axes.append(name)
         # Ranks outside the mesh have helped to make groups, a single-rank one among them, and have none of its axes.
         return entry.alive() if self._member else None
+
+    def find(self, axis: Axis, spec: GroupSpec) -> ProcessGroup | None:
+        """Return this rank's group along an axis if the family has one of this spec; none is made."""
+        entry = self._entries.get(self._key(axis, spec))
+        return None if entry is None else entry.alive()
 
     def report(self) -> list[GroupReport]:
         """Describe the groups of this rank, in the order they came."""
@@ -111,6 +114,11 @@ class GroupTable:
         for entry in self._entries.values():
             if entry.made_here and (group := entry.alive()) is not None:
                 yield group
+
+    def _key(self, axis: Axis, spec: GroupSpec) -> tuple[Axis, GroupSpec]:
+        if spec.timeout is None and self._timeout is not None:
+            spec = spec._replace(timeout=self._timeout)
+        return fold([axis]), spec
 
     def _make(self, axis: Axis, spec: GroupSpec, name: str) -> _Entry:
         # The default group has one order, ascending from 0, and so has an axis that folds to a single pair.

@@ -100,8 +100,10 @@ def test_another_backend_under_the_same_name_is_refused() -> None:
     flat = compat.flatten(line, "x", backend_override="fake")
     assert compat.flatten(line, "x") is flat
     assert compat.flatten(line, "x", backend_override="fake") is flat
+    groups = compat.live_process_groups()
     with pytest.raises(ValueError, match="exists with another backend"):
         compat.flatten(line, "x", backend_override="gloo")
+    assert compat.live_process_groups() == groups
 
 
 def test_axes_out_of_order_are_refused() -> None:
