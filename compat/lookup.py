@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.compat.errors import MeshArgumentError, UnknownAxisError
+from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import family_of, require_mesh
 from automodel_mesh.compat.gate import era
-from automodel_mesh.compat.requests import dim_index
+from automodel_mesh.compat.requests import dim_index, require_known
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -94,11 +94,7 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
     own = mesh.mesh_dim_names or ()
     if isinstance(mesh_dim, str) and mesh_dim not in own:
         folded = era.flattened(family.root)
-        if mesh_dim not in folded:
-            raise UnknownAxisError(
-                f"no axis {str.__str__(mesh_dim)!r}: this mesh has the axes {list(own)}, and its family the flattened "
-                f"axes {list(folded)}. Ask for one of these, or make it with flatten."
-            )
+        require_known((str.__str__(mesh_dim),), own, folded)
         return family.along(folded[mesh_dim], 0)
     return family.along(mesh, dim_index(mesh, mesh_dim))
 

@@ -82,6 +82,16 @@ def require_product(sizes: tuple[int, ...], size: int, what: str) -> None:
         )
 
 
+def require_known(wanted: tuple[str, ...], own: tuple[str, ...], folded: Mapping[str, DeviceMesh]) -> None:
+    """Refuse names that are neither axes of a mesh nor flattened axes of its family."""
+    unknown = [name for name in wanted if name not in own and name not in folded]
+    if unknown:
+        raise UnknownAxisError(
+            f"no axis {', '.join(map(repr, unknown))}: this mesh has the axes {list(own)}, and its family the "
+            f"flattened axes {list(folded)}. Ask for one of these, or make it with flatten."
+        )
+
+
 def dim_index(mesh: DeviceMesh, dim: int | str) -> int:
     """Return the index of an axis given by name or by index, negative ones too."""
     if isinstance(dim, str):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.axes import Axis, fold, overlap
-from automodel_mesh.compat.errors import MeshArgumentError, UnknownAxisError
+from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import family_of, lookups_of
 from automodel_mesh.compat.gate import era
-from automodel_mesh.compat.requests import axis_names, requested_names
+from automodel_mesh.compat.requests import axis_names, requested_names, require_known
 from automodel_mesh.compat.worlds import is_current
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _slice(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
     if wanted == own:
         return mesh
     folded = era.flattened(family.root)
-    _require_known(wanted, own, folded)
+    require_known(wanted, own, folded)
     if len(wanted) == 1 and wanted[0] not in own:
         family.along(folded[wanted[0]], 0)
         return folded[wanted[0]]
@@ -162,15 +162,6 @@ def _find(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
     here = {*axis_names(mesh), *era.flattened(root)}
     # The root's axes only where this mesh has not all of them: an unflattened mesh has axes the root has not.
     return slice_mesh(mesh if here.issuperset(wanted) or mesh is root else root, wanted)
-
-
-def _require_known(wanted: tuple[str, ...], own: tuple[str, ...], folded: Mapping[str, DeviceMesh]) -> None:
-    unknown = [name for name in wanted if name not in own and name not in folded]
-    if unknown:
-        raise UnknownAxisError(
-            f"no axis {', '.join(map(repr, unknown))}: this mesh has the axes {list(own)}, and its family the "
-            f"flattened axes {list(folded)}. Ask for one of these, or make it with flatten."
-        )
 
 
 def _require_disjoint(axes: tuple[Axis, ...], names: tuple[str, ...], what: str) -> None:
