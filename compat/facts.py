@@ -9,6 +9,11 @@ from automodel_mesh.compat.support import torch_at_least
 ABORT_IS_FOR_NCCL_ONLY: Final = not torch_at_least("2.7")
 """2.6 refuses to abort a group of any other backend than NCCL. Delete when the floor reaches 2.7."""
 
+GROUPS_END_UNDER_THE_GIL: Final = not torch_at_least("2.8")
+"""2.6 and 2.7 hold the GIL while a group waits for the threads of its gloo backend, which may need it to end.
+
+Delete when the floor reaches 2.8: the groups end by themselves."""
+
 LOCAL_NAMES_COUNT_LIVING_GROUPS: Final = not torch_at_least("2.14")
 """Up to 2.13 a group that only its members make is named after the number of living groups, which can come again;
 from 2.14 on after the number of groups ever made. Delete when the floor reaches 2.14."""

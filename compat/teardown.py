@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.compat.ending import abort_groups, destroy_groups
 from automodel_mesh.compat.family import Family, family_of
 from automodel_mesh.compat.groups import GroupReport
-from automodel_mesh.compat.worlds import abort_process_group
 
 
 def list_process_groups(mesh: DeviceMesh) -> list[GroupReport]:
@@ -45,8 +44,7 @@ def destroy_process_groups(mesh: DeviceMesh) -> None:
     family = Family.known(mesh)
     if family is None or family.closed:
         return
-    for group in list(family.groups.groups_made_here()):
-        dist.destroy_process_group(group)
+    destroy_groups(list(family.groups.groups_made_here()))
     _close(family)
 
 
@@ -72,8 +70,7 @@ def abort_process_groups(mesh: DeviceMesh) -> None:
     family = Family.known(mesh)
     if family is None or family.closed:
         return
-    for group in list(family.groups.groups_made_here()):
-        abort_process_group(group)
+    abort_groups(list(family.groups.groups_made_here()))
     _close(family)
 
 

@@ -67,14 +67,6 @@ def find_process_group(name: str) -> ProcessGroup:
     raise KeyError(f"no process group {name!r} in this process: it has {sorted(names.values())}")
 
 
-def abort_process_group(group: ProcessGroup) -> None:
-    """End a process group without waiting for its other members, and forget it."""
-    if facts.ABORT_IS_FOR_NCCL_ONLY and "nccl" not in str(dist.get_backend(group)):
-        dist.destroy_process_group(group)  # of other backends it waits for nobody
-    else:
-        distributed_c10d._abort_process_group(group)
-
-
 def live_meshes() -> list[DeviceMesh]:
     """List the `DeviceMesh` objects that are alive in this process, whoever made them.
 

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import pickle
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,26 @@ def test_a_destroyed_group_is_named() -> None:
     with pytest.raises(compat.ProcessGroupDestroyedError, match="axis 'x' had a process group"):
         compat.unflatten(root, "tp", (2, 1), ("x", "y"))
     assert dist.get_process_group_ranks(compat.get_group(root, "dp")) == Grid((2, 2)).group((0,), dist.get_rank())
+
+
+@pytest.mark.ranks(2)
+def test_closing_lets_the_threads_of_a_group_finish() -> None:
+    """A collective that is under way ends by its peer; closing must not keep the GIL from its thread meanwhile."""
+    root = compat.init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+    flat = compat.flatten(root, "all", backend_override="gloo")
+    groups = [compat.get_group(mesh, axis) for mesh, axis in ((root, "tp"), (flat, "all"))]
+    made_here = [group for group in groups if group is not dist.group.WORLD]
+    dist.barrier()  # nobody closes a connection that another rank still makes
+    if dist.get_rank() == 0:
+        for group in made_here:
+            dist.all_reduce(torch.ones(4), group=group, async_op=True)  # the thread holds the tensor's last reference
+        del group, groups, made_here
+    else:
+        time.sleep(1)  # so that rank 0 is waiting for its thread by then
+        for group in made_here:
+            dist.all_reduce(torch.ones(4), group=group)
+    compat.destroy_process_groups(root)
+    dist.barrier()
 
 
 @pytest.mark.ranks(8)
