@@ -261,7 +261,7 @@ def minimums(session: nox.Session) -> None:
     with environment(session):
         session.install("--resolution", "lowest-direct", "-e", ".[tests]")
         # Not the packaging tests: setuptools wants a newer `packaging` beside it than this library does.
-        session.run("pytest", "--ignore=tests/test_packaging.py", *session.posargs)
+        session.run("pytest", "--numprocesses=2", "--ignore=tests/test_packaging.py", *session.posargs)
 
 
 @nox.session(python=TOOLS_PYTHON)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from torch.distributed import Backend, ProcessGroup, distributed_c10d
+from torch.distributed import ProcessGroup, distributed_c10d
 
 from automodel_mesh.compat import facts
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Backend
 
 
 def destroy_groups(groups: list[ProcessGroup]) -> None:
