@@ -123,13 +123,13 @@ def test_closing_lets_the_threads_of_a_group_finish() -> None:
     made_here = [group for group in groups if group is not dist.group.WORLD]
     dist.barrier()  # nobody closes a connection that another rank still makes
     if dist.get_rank() == 0:
-        for group in made_here:
-            dist.all_reduce(torch.ones(4), group=group, async_op=True)  # the thread holds the tensor's last reference
-        del group, groups, made_here
+        while made_here:
+            dist.all_reduce(torch.ones(4), group=made_here.pop(), async_op=True)  # the thread keeps the tensor alive
+        groups.clear()
     else:
         time.sleep(1)  # so that rank 0 is waiting for its thread by then
-        for group in made_here:
-            dist.all_reduce(torch.ones(4), group=group)
+        while made_here:
+            dist.all_reduce(torch.ones(4), group=made_here.pop())
     compat.destroy_process_groups(root)
     dist.barrier()
 
