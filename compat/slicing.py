@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.axes import Axis, fold, overlap
 from automodel_mesh.compat.errors import MeshArgumentError
-from automodel_mesh.compat.family import family_of, lookups_of
+from automodel_mesh.compat.family import Lookups, family_of, lookups_of
 from automodel_mesh.compat.gate import era
 from automodel_mesh.compat.requests import axis_names, requested_names, require_known
-from automodel_mesh.compat.worlds import is_current
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,10 +86,11 @@ def remembered(
         kind: tells requests of unlike meaning apart.
     """
     try:
-        lookups = mesh._automodel_mesh_lookups  # type: ignore[attr-defined]
-        if is_current(lookups.world):
-            known: DeviceMesh = lookups.answers[kind][request]
-            return known
+        lookups: Lookups = mesh._automodel_mesh_lookups  # type: ignore[attr-defined]
+        world = lookups.world()
+        # `worlds.is_current`, written out: its calls would take as long as all of this.
+        if world is not None and world is distributed_c10d._world._default_pg:
+            return lookups.answers[kind][request]
     except (AttributeError, KeyError, TypeError):
         pass  # not asked before, or not askable: a list, say, is no key
     found = answer(mesh, request)
