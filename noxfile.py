@@ -149,10 +149,10 @@ def environment(session: nox.Session) -> Iterator[None]:
             shutil.rmtree(location, ignore_errors=True)
 
 
-def tools(*names: str) -> list[str]:
-    """Look up in pyproject.toml which versions of the named tools the `dev` extra allows."""
-    extra = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["dev"]
-    requirements = {Requirement(line).name: line for line in extra}
+def tools(*names: str, extra: str = "dev") -> list[str]:
+    """Look up in pyproject.toml which versions of the named tools an extra allows."""
+    lines = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"][extra]
+    requirements = {Requirement(line).name: line for line in lines}
     return [requirements[name] for name in names]
 
 
@@ -188,7 +188,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check types with mypy (strict) and pyright, against the newest torch."""
     with environment(session):
-        install(session, "tests", ROWS[NEWEST].torch, *tools("mypy", "pyright"))
+        install(session, "bench,tests", ROWS[NEWEST].torch, *tools("mypy", "pyright", "types-psutil"))
         session.run("mypy")
         session.run("pyright")
 
@@ -216,11 +216,16 @@ def cuda(session: nox.Session, row: Row) -> None:
     session.run("pytest", "-m", "cuda", *session.posargs)
 
 
+def bench_results(session: nox.Session, row: Row) -> Path:
+    """Say where the benchmarks' results on a release are kept."""
+    return session.cache_dir / f"bench-{row.torch}.json"
+
+
 def bench_row(session: nox.Session, row: Row) -> None:
     """Run the benchmarks, tests/**/bench_*.py, on torch {torch}, Python {python}."""
     install(session, "bench", row.torch)
-    results = f"--benchmark-json={session.cache_dir / session.name}.json"
-    # In one process: an isolated test's timings would be lost with its process.
+    results = f"--benchmark-json={bench_results(session, row)}"
+    # They fork by themselves; an isolated test's timings would be lost with its process.
     plain = ["-o", "isolate_tests=false", "-o", "python_files=bench_*.py"]
     session.run("pytest", *plain, results, *session.posargs)
 
@@ -233,8 +238,21 @@ add_sessions("bench", BENCH_ROWS, bench_row, tags=["bench"])
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Run the benchmarks on torch 2.6, 2.9, 2.10 and the newest release, one after the other."""
+    for row in BENCH_ROWS.values():
+        bench_results(session, row).unlink(missing_ok=True)  # bench-report wants those of this run
     for label in BENCH_ROWS:
         session.notify(f"bench-{label}", posargs=session.posargs)
+    session.notify("bench-report", posargs=())
+
+
+@nox.session(name="bench-report", python=TOOLS_PYTHON)
+def bench_report(session: nox.Session) -> None:
+    """Make docs/benchmarks/results.md and its plot from what the benchmarks measured last."""
+    files = [bench_results(session, row) for row in BENCH_ROWS.values()]
+    if missing := [file.name for file in files if not file.exists()]:
+        session.error(f"no results of {', '.join(missing)}: run nox -s bench first")
+    session.install(*tools("matplotlib", extra="plots"))
+    session.run("python", "docs/benchmarks/render.py", *map(str, files))
 
 
 @nox.session(python=TOOLS_PYTHON)

@@ -85,9 +85,9 @@ def init_device_mesh(
     axes = native_axes(shape)
     table = GroupTable(members, timeout)
     labels = names or [f"dim_{dim}" for dim in range(len(shape))]
-    found = [table.find_or_make(axis, spec, label) for axis, spec, label in zip(axes, specs, labels, strict=True)]
+    groups = table.find_or_make_all(axes, specs, labels)
     with _disable_current_modes():
-        mesh = era.make_root(device_type, members, shape, names, [group for group in found if group is not None])
+        mesh = era.make_root(device_type, members, shape, names, groups)
     start_family(Family(mesh, table))
     return mesh
 

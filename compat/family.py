@@ -122,10 +122,7 @@ class Family(StaysHere):
                 f"{self.root} has its ranks in the order {_few(self.groups.ranks)}, and the ranks of a process group "
                 "always ascend: build the mesh over ranks in ascending order."
             )
-        found = [
-            self.groups.find_or_make(axis, spec, name) for axis, name, spec in zip(axes, names, specs, strict=True)
-        ]
-        return [group for group in found if group is not None]
+        return self.groups.find_or_make_all(axes, specs, names)
 
     def adopt_groups(self) -> None:
         """Take in the groups that torch made for the root and its flattened axes, to share them."""

@@ -88,6 +88,13 @@ class GroupTable:
         # Ranks outside the mesh have helped to make groups, a single-rank one among them, and have none of its axes.
         return entry.alive() if self._member else None
 
+    def find_or_make_all(
+        self, axes: Sequence[Axis], specs: Sequence[GroupSpec], names: Sequence[str]
+    ) -> list[ProcessGroup]:
+        """Return this rank's groups along several axes, none outside the mesh. Every rank of the world comes here."""
+        found = [self.find_or_make(*asked) for asked in zip(axes, specs, names, strict=True)]
+        return [group for group in found if group is not None]
+
     def find(self, axis: Axis, spec: GroupSpec) -> ProcessGroup | None:
         """Return this rank's group along an axis if the family has one of this spec; none is made."""
         entry = self._entries.get(self._key(axis, spec))

@@ -19,27 +19,13 @@ from automodel_mesh.compat.worlds import local_groups_are_safe
 from automodel_mesh.config import DistributedStrategyConfig
 from automodel_mesh.mesh_utils import get_flat_mesh, get_submesh
 from automodel_mesh.testing import fake_world
-from tests.compat.oracle import Grid
+from tests.compat.oracle import FSDP2_AXES, Grid, Sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch.distributed.device_mesh import DeviceMesh
 
-Sources = dict[str, tuple[int, ...]]
-"""For each axis, by name, the axes of the grid that it folds."""
-
-# Written out again: the tests must not read from the code under test what an axis folds.
-FSDP2_AXES: Sources = {
-    "pp": (0,),
-    "dp_replicate": (1,),
-    "dp_shard": (2,),
-    "cp": (3,),
-    "tp": (4,),
-    "dp": (1, 2),
-    "dp_shard_cp": (2, 3),
-    "dp_cp": (1, 2, 3),
-}
 MEGATRON_AXES: Sources = {"dp": (0,), "cp": (1,), "tp": (2,), "dp_cp": (0, 1)}
 EXPERT_AXES: Sources = {"ep_shard": (1,), "ep": (2,)}
 FSDP2_PARTS = [

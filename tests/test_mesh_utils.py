@@ -40,23 +40,13 @@ from automodel_mesh.mesh_utils import (
     _validate_mesh_spec,
 )
 from automodel_mesh.testing import fake_world
-from tests.compat.oracle import Grid
+from tests.compat.oracle import FSDP2_AXES, Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch.distributed.device_mesh import DeviceMesh
 
-AXES = {
-    "pp": (0,),
-    "dp_replicate": (1,),
-    "dp_shard": (2,),
-    "cp": (3,),
-    "tp": (4,),
-    "dp": (1, 2),
-    "dp_shard_cp": (2, 3),
-    "dp_cp": (1, 2, 3),
-}
 TP2_CP2 = ParallelismSizes(tp_size=2, cp_size=2)
 
 
@@ -75,8 +65,8 @@ def ranks_of(mesh: DeviceMesh, axis: str | None = None) -> list[int]:
 def check(mesh: DeviceMesh, root: DeviceMesh, grid: Grid, names: Sequence[str]) -> None:
     """Compare a mesh, its groups and its root with what it should be."""
     assert mesh.mesh_dim_names == tuple(names)
-    assert mesh.mesh.tolist() == grid.mesh([AXES[name] for name in names], dist.get_rank())
-    assert [ranks_of(mesh, name) for name in names] == [grid.group(AXES[name], dist.get_rank()) for name in names]
+    assert mesh.mesh.tolist() == grid.mesh([FSDP2_AXES[name] for name in names], dist.get_rank())
+    assert [ranks_of(mesh, name) for name in names] == [grid.group(FSDP2_AXES[name], dist.get_rank()) for name in names]
     assert compat.get_root_mesh(mesh) is root
 
 
@@ -129,7 +119,7 @@ def test_the_mesh_for_fsdp_in_its_cases() -> None:
             for name in names:
                 dist.all_reduce(total, group=compat.get_group(found, name))
             assert total.item() == sum(
-                chain(Grid(shape).group(tuple(chain(*(AXES[name] for name in names))), dist.get_rank()))
+                chain(Grid(shape).group(tuple(chain(*(FSDP2_AXES[name] for name in names))), dist.get_rank()))
             )
 
 
@@ -147,9 +137,13 @@ def test_any_axes_are_found_from_any_mesh_of_the_family() -> None:
     ]
     root = build(ParallelismSizes(dp_replicate_size=2, tp_size=2))
     groups = compat.live_process_groups()
-    askable = [root, *(get_flat_mesh(root, axis) for axis in AXES), get_submesh(root, ("dp_replicate", "dp_shard_cp"))]
+    askable = [
+        root,
+        *(get_flat_mesh(root, axis) for axis in FSDP2_AXES),
+        get_submesh(root, ("dp_replicate", "dp_shard_cp")),
+    ]
     for asked in askable:
-        for axis in AXES:
+        for axis in FSDP2_AXES:
             check(get_flat_mesh(asked, axis), root, Grid(shape), (axis,))
         for names in wanted:
             check(get_submesh(asked, names), root, Grid(shape), names)
@@ -164,7 +158,7 @@ def test_no_lookup_makes_a_group(no_new_group: Callable[[], None]) -> None:
         no_new_group()
         for mesh in (root, get_flat_mesh(root, "tp"), get_flat_mesh(root, "dp_cp")):
             for _ in range(2):
-                assert [get_flat_mesh(mesh, axis).size() for axis in AXES] == [2, 2, 4, 2, 2, 8, 8, 16]
+                assert [get_flat_mesh(mesh, axis).size() for axis in FSDP2_AXES] == [2, 2, 4, 2, 2, 8, 8, 16]
                 assert get_submesh(mesh, ("dp_replicate", "dp_shard_cp")).shape == (2, 8)
                 assert get_submesh(mesh, ("pp", "dp_cp", "tp")).shape == (2, 16, 2)
                 assert get_fsdp_dp_mesh(mesh).shape == (2, 8)

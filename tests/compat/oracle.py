@@ -13,6 +13,20 @@ from typing import Any
 import numpy as np
 
 Atoms = tuple[int, ...]
+Sources = dict[str, Atoms]
+"""For each axis, by name, the atoms of the grid that it folds."""
+
+# Written out again: the tests must not read from the code under test what an axis folds.
+FSDP2_AXES: Sources = {
+    "pp": (0,),
+    "dp_replicate": (1,),
+    "dp_shard": (2,),
+    "cp": (3,),
+    "tp": (4,),
+    "dp": (1, 2),
+    "dp_shard_cp": (2, 3),
+    "dp_cp": (1, 2, 3),
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""What looking an axis up costs, side by side with plain torch: `nox -s bench`. Times are compared, never asserted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from automodel_mesh import get_flat_mesh, get_fsdp_dp_mesh, get_submesh
+from automodel_mesh.compat import live_process_groups
+from tests.measuring import OURS, TORCH, build, in_fake_world, prepare, report, reported, root_of, time_of
+
+MIXED = ("dp_replicate", "dp_shard_cp")
+SHAPES = {
+    8: (1, 2, 2, 1, 2),
+    256: (1, 2, 16, 1, 8),
+    4096: (1, 2, 256, 1, 8),
+    16384: (1, 2, 1024, 1, 8),
+    65536: (1, 2, 4096, 1, 8),
+}
+REQUESTS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    'get_flat_mesh(mesh, "tp")': {OURS: lambda mesh: get_flat_mesh(mesh, "tp"), TORCH: lambda mesh: mesh["tp"]},
+    'get_submesh(mesh, ("dp_replicate", "dp_shard_cp"))': {
+        OURS: lambda mesh: get_submesh(mesh, MIXED),
+        TORCH: lambda mesh: mesh[MIXED],
+    },
+    "get_fsdp_dp_mesh(mesh)": {OURS: get_fsdp_dp_mesh, TORCH: lambda mesh: mesh["dp_replicate", "dp_shard"]},
+}
+
+
+def measure_lookups(whose: str, shape: tuple[int, ...], request: str) -> tuple[float, list[float], int]:
+    """Return the seconds of the first lookup, those of repeated ones, and how many groups all of them made."""
+    prepare(whose)
+    mesh = root_of(built := build(whose, shape))
+    look, groups = REQUESTS[request][whose], len(live_process_groups())
+    first = time_of(lambda: look(mesh))
+    repeated = [time_of(lambda: look(mesh), calls=5000 if whose == OURS else 5) for _ in range(7)]
+    del built
+    return first, repeated, len(live_process_groups()) - groups
+
+
+@reported
+@pytest.mark.parametrize("whose", [OURS, TORCH])
+@pytest.mark.parametrize("request_", list(REQUESTS))
+@pytest.mark.parametrize("world", list(SHAPES))
+def test_lookup(benchmark: Any, world: int, request_: str, whose: str) -> None:
+    """A lookup that was made before, in a fake world; beside it what the first one took."""
+    benchmark.group = f"{request_}, {world} ranks"
+    first, repeated, groups = in_fake_world(world, measure_lookups, whose, SHAPES[world], request_)
+    report(benchmark, repeated, first=first, groups=groups)

@@ -1,0 +1,47 @@
+"""The same on 8 real gloo ranks: `nox -s bench`. Times are compared, never asserted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from automodel_mesh import MeshContext
+from automodel_mesh.testing import run_ranks
+from tests.bench_lookups import REQUESTS
+from tests.measuring import OURS, TORCH, Footprint, build, prepare, report, reported, root_of, time_of
+
+SHAPES = {"dp_shard 4 x tp 2": (1, 1, 4, 1, 2), "dp_replicate 2 x dp_shard 2 x tp 2": (1, 2, 2, 1, 2)}
+
+
+def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Build five times, each time together; take the first axes of the last one."""
+    prepare(whose)
+    kept: list[Any] = []
+
+    def build_together() -> float:
+        dist.barrier()
+        return time_of(lambda: kept.append(build(whose, shape)))
+
+    footprint = Footprint()
+    seconds = [build_together()]
+    added = footprint.added()
+    seconds += [build_together() for _ in range(4)]
+    dist.barrier()
+    mesh = root_of(kept[-1])
+    first = {name: time_of(lambda look=asked[whose]: look(mesh)) for name, asked in REQUESTS.items()}
+    for built in kept:
+        if isinstance(built, MeshContext):
+            built.close()
+    return {"seconds": seconds, "added": added, "first": first}
+
+
+@reported
+@pytest.mark.parametrize("whose", [OURS, TORCH])
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_eight_gloo_ranks(benchmark: Any, shape: str, whose: str) -> None:
+    """Building on 8 ranks that talk to each other; beside it first lookups, groups, threads and files of rank 0."""
+    benchmark.group = f"8 gloo ranks, {shape}"
+    found = run_ranks(measure_rank, 8, whose, SHAPES[shape], timeout=120.0)
+    report(benchmark, found[0]["seconds"], first=found[0]["first"], **found[0]["added"])

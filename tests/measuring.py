@@ -1,0 +1,129 @@
+"""How the benchmarks measure: each in a forked process, where it may patch torch and leaves nothing to the next one."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import device_mesh
+
+from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes
+from automodel_mesh.compat import live_process_groups, plain
+from automodel_mesh.testing import fake_world, run_ranks
+
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+DERIVED = {
+    "dp": ("dp_replicate", "dp_shard"),
+    "dp_shard_cp": ("dp_shard", "cp"),
+    "dp_cp": ("dp_replicate", "dp_shard", "cp"),
+}
+OURS, COLLECTIVELY, TORCH = "ours", "ours, every group by all ranks", "torch"
+
+
+class _ReportedClock:
+    """A clock that moves by what other processes measured."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        """Tell the time, in seconds."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let this time pass."""
+        self._now += seconds
+
+
+_clock = _ReportedClock()
+reported = pytest.mark.benchmark(timer=_clock)
+"""For benchmarks that hand their times to `report`."""
+
+
+def report(benchmark: Any, seconds: Iterable[float], **counts: object) -> None:
+    """Give pytest-benchmark the seconds of each round, and what else was found."""
+    rounds = list(seconds)
+    left = iter(rounds)
+    benchmark.pedantic(lambda: _clock.advance(next(left)), rounds=len(rounds), iterations=1)
+    benchmark.extra_info.update(counts, torch=torch.__version__)
+
+
+def in_fake_world(world: int, measure: Callable[..., Any], *arguments: Any) -> Any:
+    """Measure in a process that takes itself for a rank in the midst of a large world."""
+
+    def on_rank() -> Any:
+        with fake_world(world, rank=world // 2 + 1):
+            return measure(*arguments)
+
+    return run_ranks(on_rank, 1, backend=None, timeout=600.0)[0]
+
+
+def prepare(whose: str) -> None:
+    """Make this process, a forked one, torch's or ours; torch's warnings about its own slices say nothing here."""
+    patch = pytest.MonkeyPatch()
+    if whose == TORCH:
+        plain.restore_torch()
+        warnings.simplefilter("ignore")
+    if whose == COLLECTIVELY:
+        patch.setattr("automodel_mesh.compat.making.LOCAL_FROM", 2**62)
+
+
+def build(whose: str, shape: Sequence[int]) -> Any:
+    """Build the five axes and the three derived ones; the caller keeps what is returned."""
+    if whose == TORCH:
+        root = plain.init_device_mesh("cpu", tuple(shape), mesh_dim_names=AXES)
+        return root, [plain.flatten(plain.slice_mesh(root, axes), name) for name, axes in DERIVED.items()]
+    pp, replicate, _, cp, tp = shape
+    sizes = ParallelismSizes(pp_size=pp, dp_replicate_size=replicate, cp_size=cp, tp_size=tp)
+    return MeshContext.build(FSDP2Config(), sizes)
+
+
+def root_of(built: Any) -> Any:
+    """Return the root mesh of what `build` returned."""
+    return built.device_mesh if isinstance(built, MeshContext) else built[0]
+
+
+def time_of(function: Callable[[], object], calls: int = 1) -> float:
+    """Return the seconds that one call takes, the mean of several."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
+
+
+class Footprint:
+    """What building adds to a process: calls that make groups, groups, memory, threads and open files."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._process = psutil.Process()
+        self._before = self._counts()
+        real = dist.new_group
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self._calls += 1
+            return real(*arguments, **options)
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(dist, "new_group", counted)
+        patch.setattr(device_mesh, "new_group", counted)
+
+    def added(self) -> dict[str, int]:
+        """Return what was added since this object was made."""
+        return {name: count - self._before[name] for name, count in self._counts().items()}
+
+    def _counts(self) -> dict[str, int]:
+        process = self._process
+        return {
+            "new_group calls": self._calls,
+            "groups": len(live_process_groups()),
+            "bytes": process.memory_info().rss,
+            "threads": process.num_threads(),
+            "open files": process.num_fds(),
+        }
