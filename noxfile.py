@@ -193,14 +193,19 @@ def typing(session: nox.Session) -> None:
         session.run("pyright")
 
 
+def test_options(row: Row) -> list[str]:
+    """Say how the tests are run on a release; what is the same on all releases is tested on the newest."""
+    # Two tests at a time: a test of eight ranks spends much of its time waiting for the slowest of them.
+    at_a_time = ["--numprocesses=2"]
+    return at_a_time if row is ROWS[NEWEST] else [*at_a_time, "-m", "not release_independent"]
+
+
 def tests(session: nox.Session, row: Row) -> None:
     """Run the tests on torch {torch}, Python {python}, with real gloo ranks."""
     if session.name in os.environ.get("AUTOMODEL_MESH_PASSED", "").split():
         session.skip("it has passed in this run already")
     install(session, "tests", row.torch)
-    # Two tests at a time: a test of eight ranks spends much of its time waiting for the slowest of them.
-    selection = [] if row is ROWS[NEWEST] else ["-m", "not release_independent"]
-    session.run("pytest", "--numprocesses=2", *selection, *session.posargs)
+    session.run("pytest", *test_options(row), *session.posargs)
 
 
 def cuda(session: nox.Session, row: Row) -> None:
@@ -290,7 +295,7 @@ def coverage(session: nox.Session) -> None:
         session.run("coverage", "erase")
         for label in ("2.9", NEWEST):
             install(session, "tests", ROWS[label].torch)
-            session.run("coverage", "run", "-m", "pytest", *session.posargs)
+            session.run("coverage", "run", "-m", "pytest", *test_options(ROWS[label]), *session.posargs)
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
 

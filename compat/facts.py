@@ -33,6 +33,12 @@ SIZE_ONE_STRIDE: Final = 1 if torch_at_least("2.11") else 0
 
 Only equality with torch's own meshes depends on it. Delete when the floor reaches 2.13."""
 
+OVERLAP_IS_FOUND_BY_LISTING: Final = torch_at_least("2.10") and not torch_at_least("2.13")
+"""2.10 to 2.12 list all ranks of a mesh's layout, twice for each mesh, to see whether axes overlap: most of the time it
+takes to make one in a large world. Later ones compare strides. We know it beforehand.
+
+Delete when the floor reaches 2.13: torch's own check is as good."""
+
 ROOT_HOLDS_ITS_GROUPS: Final = torch_at_least("2.11")
 """2.11 gave the root mesh `_pg_registry`, where `torch.compile` looks process groups up by name.
 

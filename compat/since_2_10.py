@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,11 @@ def make_root(
 ) -> DeviceMesh:
     """Make a root mesh without letting torch make its groups."""
     grid = torch.tensor(ranks, dtype=torch.int, device="cpu").view(shape)
-    mesh = DeviceMesh(device_type, grid, mesh_dim_names=names, _init_backend=False)
+    layout: Any = _MeshLayout(grid.size(), grid.stride())
+    with _known_not_to_overlap(layout):
+        mesh = DeviceMesh(
+            device_type, _layout=layout, _rank_map=grid.flatten(), mesh_dim_names=names, _init_backend=False
+        )
     _attach(mesh, mesh, groups)
     return mesh
 
@@ -55,15 +60,17 @@ def make_derived(
     By the constructor, not by slicing: from 2.14 on torch's own slicing imports `torch._dynamo`, 0.8 s and 150 MB.
     """
     inherited: dict[str, Any] = {"preserve_rank_order": root._preserve_rank_order} if facts.PRESERVES_RANK_ORDER else {}
-    mesh = DeviceMesh(
-        root.device_type,
-        _layout=_layout(axes, folded=folded),
-        _rank_map=root._rank_map,
-        mesh_dim_names=names,
-        _root_mesh=root,
-        _init_backend=False,
-        **inherited,
-    )
+    layout = _layout(axes, folded=folded)
+    with _known_not_to_overlap(layout):
+        mesh = DeviceMesh(
+            root.device_type,
+            _layout=layout,
+            _rank_map=root._rank_map,
+            mesh_dim_names=names,
+            _root_mesh=root,
+            _init_backend=False,
+            **inherited,
+        )
     _attach(mesh, root, groups)
     return mesh
 
@@ -93,6 +100,20 @@ def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
 def forget_meshes() -> bool:
     """There is nothing to forget: everything is kept on the meshes."""
     return False
+
+
+@contextmanager
+def _known_not_to_overlap(layout: Any) -> Iterator[None]:
+    """Answer for torch, while it makes a mesh, what it would find by listing all ranks of the layout, twice."""
+    if not facts.OVERLAP_IS_FOUND_BY_LISTING:
+        yield
+        return
+    answers = vars(layout)
+    answers["check_non_overlap"] = lambda: True  # found before the method of the class
+    try:
+        yield
+    finally:
+        del answers["check_non_overlap"]
 
 
 def _attach(mesh: DeviceMesh, root: DeviceMesh, groups: Sequence[ProcessGroup]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import pytest
 import torch.distributed as dist
@@ -138,6 +138,30 @@ def test_a_rank_outside_the_mesh_is_told_so() -> None:
     else:
         with pytest.raises(compat.RankNotInMeshError, match=f"rank {dist.get_rank()} is not in"):
             compat.slice_mesh(root, "tp")
+
+
+def calls_to_slice(world: int) -> int:
+    """Count the Python functions that run while a first slice is made in a world of this many ranks."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    with fake_world(world):
+        root = compat.init_device_mesh("cpu", (2, world // 4, 2), mesh_dim_names=NAMES)
+        compat.slice_mesh(root, ("dp", "tp"))  # what is imported or made once is no part of it
+        sys.setprofile(count)
+        try:
+            compat.slice_mesh(root, ("dp", "cp"))
+        finally:
+            sys.setprofile(None)
+    return calls
+
+
+def test_the_work_of_a_first_slice_does_not_grow_with_the_world() -> None:
+    """A slice is arithmetic over its axes: no list of ranks is walked in Python, ours or torch's."""
+    assert calls_to_slice(1024) <= calls_to_slice(64)
 
 
 DYNAMO_PROBE = """
