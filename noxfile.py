@@ -104,6 +104,7 @@ ROWS: Final = label_rows(read_rows())
 NEWEST: Final = list(ROWS)[-1]
 OLDEST: Final = next(iter(ROWS))
 BENCH_ROWS: Final = {label: ROWS[label] for label in (OLDEST, "2.9", "2.10", NEWEST)}
+EXAMPLE_ROWS: Final = {label: ROWS[label] for label in ("2.9", "2.11", NEWEST)}
 TOOLS_PYTHON: Final = ROWS[NEWEST].python
 
 nox.options.sessions = ["lint", "typing", "tests-2.9", "tests-2.11", f"tests-{NEWEST}"]
@@ -235,9 +236,23 @@ def bench_row(session: nox.Session, row: Row) -> None:
     session.run("pytest", *plain, results, *session.posargs)
 
 
+def examples_row(session: nox.Session, row: Row) -> None:
+    """Run docs/examples on torch {torch}, Python {python}, with transformers, on 8 gloo ranks."""
+    install(session, "examples,tests", row.torch)
+    session.run("pytest", "tests/test_examples.py", *session.posargs)
+
+
 add_sessions("tests", ROWS, tests, tags=["matrix"])
 add_sessions("cuda", ROWS, cuda, tags=["cuda"])
 add_sessions("bench", BENCH_ROWS, bench_row, tags=["bench"])
+add_sessions("examples", EXAMPLE_ROWS, examples_row, tags=["examples"])
+
+
+@nox.session(venv_backend="none")
+def examples(session: nox.Session) -> None:
+    """Run the examples on torch 2.9, 2.11 and the newest release, one after the other."""
+    for label in EXAMPLE_ROWS:
+        session.notify(f"examples-{label}", posargs=session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -260,6 +275,13 @@ def bench_report(session: nox.Session) -> None:
     session.run("python", "docs/benchmarks/render.py", *map(str, files))
 
 
+def module_names() -> set[str]:
+    """List every module that the package must hold; compat/ is one of its subpackages."""
+    package = {".".join(path.with_suffix("").parts) for path in Path("automodel_mesh").rglob("*.py")}
+    compat = {f"automodel_mesh.compat.{path.stem}" for path in Path("compat").glob("*.py")}
+    return {name.removesuffix(".__init__") for name in package | compat} - {"automodel_mesh"}
+
+
 @nox.session(python=TOOLS_PYTHON)
 def wheel(session: nox.Session) -> None:
     """Build sdist and wheel, install the wheel, and import every module of it outside of the checkout."""
@@ -270,9 +292,7 @@ def wheel(session: nox.Session) -> None:
         (wheel_file,) = built.glob("*.whl")
         requirement = f"automodel-mesh[cli,testing] @ {wheel_file.as_uri()}"
         session.install(requirement, f"torch=={ROWS[NEWEST].torch}")
-        names = {f"automodel_mesh.{path.stem}" for path in Path("automodel_mesh").glob("*.py")}
-        names |= {f"automodel_mesh.compat.{path.stem}" for path in Path("compat").glob("*.py")}
-        names = {name.removesuffix(".__init__") for name in names} - {"automodel_mesh"}
+        names = module_names()
         session.chdir(built)
         session.run("python", "-c", IMPORT_EVERY_MODULE, *sorted(names), log=False)
         session.run("automodel-mesh", "--help", silent=True)

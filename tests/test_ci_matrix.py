@@ -106,6 +106,12 @@ def test_matrix_sessions_are_the_rows() -> None:
     assert listed == {f"tests-{label(release)}": row["python"] for release, row in rows}
 
 
+@pytest.mark.parametrize(("tag", "labels"), [("examples", ["2.9", "2.11"]), ("bench", ["2.6", "2.9", "2.10"])])
+def test_sessions_of_some_releases_end_with_the_newest(tag: str, labels: list[str]) -> None:
+    """`nox -s examples` and `nox -s bench` run on some releases, the newest always among them."""
+    assert set(list_sessions("-t", tag)) == {f"{tag}-{name}" for name in [*labels, label(RELEASES[-1])]}
+
+
 def test_cuda_sessions_are_the_rows() -> None:
     """There is one cuda session per row, named as its tests session is."""
     assert set(list_sessions("-t", "cuda")) == {f"cuda-{label(release)}" for release in RELEASES}
