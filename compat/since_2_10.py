@@ -37,11 +37,14 @@ def make_root(
 ) -> DeviceMesh:
     """Make a root mesh without letting torch make its groups."""
     grid = torch.tensor(ranks, dtype=torch.int, device="cpu").view(shape)
-    layout: Any = _MeshLayout(grid.size(), grid.stride())
-    with _known_not_to_overlap(layout):
-        mesh = DeviceMesh(
-            device_type, _layout=layout, _rank_map=grid.flatten(), mesh_dim_names=names, _init_backend=False
-        )
+    options: dict[str, Any] = {"mesh_dim_names": names, "_init_backend": False}
+    if facts.OVERLAP_IS_FOUND_BY_LISTING:
+        layout_class: Any = _MeshLayout  # its arguments changed in 2.13
+        layout = layout_class(grid.size(), grid.stride())  # what torch makes of the grid
+        with _known_not_to_overlap(layout):
+            mesh = DeviceMesh(device_type, _layout=layout, _rank_map=grid.flatten(), **options)
+    else:
+        mesh = DeviceMesh(device_type, grid, **options)
     _attach(mesh, mesh, groups)
     return mesh
 
