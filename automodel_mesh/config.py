@@ -1,57 +1,357 @@
-"""What a user asks for: the strategy that shards or replicates a model."""
+"""`DistributedSetup`: the topology and the policies that a model is loaded with, checked before any group is made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeAlias
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
-
-@dataclass(frozen=True)
-class FSDP2Config:
-    """Fully sharded data parallelism by `fully_shard`, with any mix of the other axes."""
-
-    sequence_parallel: bool = False
-    """Whether tensor parallel layers shard their activations along the sequence too."""
-
-
-@dataclass(frozen=True)
-class MegatronFSDPConfig:
-    """Megatron-FSDP: one data parallel axis, with context and tensor parallelism."""
-
-
-@dataclass(frozen=True)
-class DDPConfig:
-    """`DistributedDataParallel`: every rank holds the whole model."""
-
-
-DistributedStrategyConfig: TypeAlias = FSDP2Config | MegatronFSDPConfig | DDPConfig
-"""Any strategy's configuration."""
-
-_NAMES: Final[Mapping[type, str]] = MappingProxyType(
-    {FSDP2Config: "fsdp2", MegatronFSDPConfig: "megatron_fsdp", DDPConfig: "ddp"}
+from automodel_mesh.build import resolve_world_size
+from automodel_mesh.dtypes import check_dtype
+from automodel_mesh.fields import as_dict, brief, check_flags, from_dict, one_of_names
+from automodel_mesh.mesh import MeshContext
+from automodel_mesh.pipelining.config import PipelineConfig
+from automodel_mesh.sizes import ParallelismSizes, is_int
+from automodel_mesh.strategies import UNSUPPORTED_SIZES, check_supported_sizes, strategy_name
+from automodel_mesh.strategy_configs import (
+    STRATEGY_MAP,
+    ActivationCheckpointing,
+    DDPConfig,
+    DistributedStrategyConfig,
+    FSDP2Config,
+    MegatronFSDPConfig,
+    resolve_activation_checkpointing,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
 
-def strategy_name(config: DistributedStrategyConfig) -> str:
-    """Return the name under which `topology` knows a strategy.
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from typing_extensions import Self
 
-    Args:
-        config: an instance of one of the strategies' classes, or of a subclass.
+__all__ = [
+    "STRATEGY_MAP",
+    "ActivationCheckpointing",
+    "DDPConfig",
+    "DistributedSetup",
+    "DistributedStrategyConfig",
+    "FSDP2Config",
+    "MegatronFSDPConfig",
+    "MoEParallelizerConfig",
+    "PipelineConfig",
+    "strategy_name",
+]
 
-    Returns:
-        `"fsdp2"`, `"megatron_fsdp"` or `"ddp"`.
+
+@dataclass(frozen=True)
+class MoEParallelizerConfig:
+    """How a model with experts is sharded and checkpointed.
 
     Raises:
-        TypeError: `config` is none of them; the message lists what is.
+        TypeError: a field has a value of the wrong type.
+        ValueError: a field has a value that is not valid; the message lists what is.
     """
-    for kind, name in _NAMES.items():
-        if isinstance(config, kind):
-            return name
+
+    ignore_router_for_ac: bool = False
+    """Whether the router's decisions are kept where activations are recomputed, so that tokens go to the same experts.
+    By default `False`."""
+
+    reshard_after_forward: bool = False
+    """Whether the parameters of a block are freed between forward and backward. By default `False`."""
+
+    lm_head_precision: torch.dtype | str | None = None
+    """The dtype that the head computes in, a `torch.dtype` or its name. By default `None`: the model's."""
+
+    wrap_outer_model: bool = True
+    """Whether the model around the blocks is sharded as a unit of its own, too. By default `True`."""
+
+    mp_policy: MixedPrecisionPolicy | None = field(default=None, hash=False)
+    """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default `None`: torch's own."""
+
+    def __post_init__(self) -> None:
+        check_flags(self, "ignore_router_for_ac", "reshard_after_forward", "wrap_outer_model")
+        check_dtype(self, "lm_head_precision")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, their values as they are."""
+        return as_dict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedSetup:
+    """The topology of a model and the policies for it: what a loader needs to know, in one object.
+
+    `build` makes the meshes too; made directly, a setup takes those of `mesh_context`, or describes what is not built
+    yet. Usable as a context manager: leaving it closes it.
+
+    Args:
+        strategy_config: the strategy; `None` for a topology without policies.
+        parallelism_sizes: the sizes that were asked for; those that were built are read from `mesh_context`.
+        pipeline_config: how the model is split into stages; needs more than one.
+        moe_parallel_config: how experts are parallelised; needs `ep_size` above 1.
+        activation_checkpointing: `False`, `True` or `"full"` (kept as `True`), or `"selective"`, with fsdp2 and ddp
+            only. What `strategy_config` says of it holds where this is `False`, so that this field is the one to read.
+        mesh_context: the meshes; by default none.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: arguments that do not fit together; the message names the field, its value and what would do.
+    """
+
+    strategy_config: DistributedStrategyConfig | None = None
+    parallelism_sizes: ParallelismSizes | None = None
+    pipeline_config: PipelineConfig | None = None
+    moe_parallel_config: MoEParallelizerConfig | None = None
+    activation_checkpointing: ActivationCheckpointing = False
+    mesh_context: MeshContext = field(default_factory=MeshContext, hash=False)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        sizes = _sizes_of(self)
+        strategy = None if self.strategy_config is None else strategy_name(self.strategy_config)
+        if strategy is not None:
+            check_supported_sizes(strategy, sizes)
+        _check_needed(self, "pipeline_config", "pp_size", sizes, strategy)
+        _check_needed(self, "moe_parallel_config", "ep_size", sizes, strategy)
+        _check_sequence_parallel(self.strategy_config)
+        mode = _settle_checkpointing(self.activation_checkpointing, self.strategy_config)
+        object.__setattr__(self, "activation_checkpointing", mode)
+
+    @classmethod
+    def build(  # noqa: PLR0917 - six arguments can be given by position where we stand in
+        cls,
+        strategy: str | DistributedStrategyConfig = "fsdp2",
+        parallelism_sizes: ParallelismSizes | None = None,
+        pipeline_config: PipelineConfig | Mapping[str, Any] | None = None,
+        moe_parallel_config: MoEParallelizerConfig | Mapping[str, Any] | None = None,
+        activation_checkpointing: ActivationCheckpointing = False,
+        world_size: int | None = None,
+        *,
+        timeout_minutes: float | None = None,
+        ranks: Sequence[int] | None = None,
+    ) -> Self:
+        """Check the policies, then build the meshes. Called on every rank of the world, with the same arguments.
+
+        Everything is checked before the first process group is made: bad arguments raise on every rank, none waits
+        for another, and no group is left. For backends or separate groups of single axes, build a `MeshContext` and
+        make the setup directly.
+
+        Args:
+            strategy: a name of `STRATEGY_MAP`, in any case, or an instance of one of its classes.
+            parallelism_sizes: the sizes asked for; by default all ranks are data parallel. `dp_replicate_size` is for
+                fsdp2 only, as are `pp_size` and `ep_size`; ddp takes `dp_size` alone.
+            pipeline_config: for `pp_size` above 1 only, where `PipelineConfig()` is the default; a dict has its fields.
+            moe_parallel_config: for `ep_size` above 1 only, where `MoEParallelizerConfig()` is the default; a dict has
+                its fields.
+            activation_checkpointing: `False`; `True` or `"full"`, which mean the same and are kept as `True`; or
+                `"selective"`, with fsdp2 and ddp only. Where it is `False`, what the strategy's config says holds.
+            world_size: number of ranks, the first ones where it is less than there are; by default found from the
+                process group or the launcher.
+            timeout_minutes: the timeout of every process group made, in minutes, above 0; by default the backend's.
+            ranks: the global ranks of the model, ascending, where it has only a part of the world.
+
+        Returns:
+            The setup. On a rank outside of `ranks`, `mesh_context.is_member` is false.
+
+        Raises:
+            TypeError: an argument, a size or a rank has the wrong type.
+            ValueError: an unknown strategy, a key of a dict that is no field, arguments that do not fit together, or
+                sizes that do not fit the ranks; the message names the field, its value and what would do.
+        """
+        sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
+        _check_type("parallelism_sizes", sizes, ParallelismSizes)
+        _check_timeout(timeout_minutes)
+        _check_world_size(world_size)
+        pipeline = _coerce(PipelineConfig, "pipeline_config", pipeline_config)
+        moe = _coerce(MoEParallelizerConfig, "moe_parallel_config", moe_parallel_config)
+        config = _coerce_strategy(strategy)
+        described = cls(
+            strategy_config=config,
+            parallelism_sizes=sizes,
+            pipeline_config=PipelineConfig() if pipeline is None and sizes.pp_size > 1 else pipeline,
+            moe_parallel_config=MoEParallelizerConfig() if moe is None and sizes.ep_size > 1 else moe,
+            activation_checkpointing=activation_checkpointing,
+        )
+        context = MeshContext.build(config, sizes, world_size=world_size, timeout_minutes=timeout_minutes, ranks=ranks)
+        return dataclasses.replace(described, mesh_context=context)
+
+    @classmethod
+    def from_device_mesh(cls, device_mesh: DeviceMesh) -> Self:
+        """Wrap a mesh that exists: a topology without policies. Closing it destroys nothing.
+
+        Args:
+            device_mesh: a mesh whose axes have names of `MeshAxisName`, such as `("tp",)` or `("dp", "tp")`.
+
+        Returns:
+            The setup; its `strategy_config` and `parallelism_sizes` are `None`, the sizes are read from `mesh_context`.
+
+        Raises:
+            TypeError: `device_mesh` is no `DeviceMesh`.
+            ValueError: the mesh has no names, or one that is no `MeshAxisName`; the message lists those.
+        """
+        _check_type("device_mesh", device_mesh, DeviceMesh)
+        return cls(mesh_context=MeshContext.from_meshes(device_mesh))
+
+    @property
+    def device_mesh(self) -> DeviceMesh | None:
+        """The root mesh; `None` where there is none, as with ddp."""
+        return self.mesh_context.device_mesh
+
+    @property
+    def moe_mesh(self) -> DeviceMesh | None:
+        """The expert mesh; `None` without expert parallelism."""
+        return self.mesh_context.moe_mesh
+
+    def close(self) -> None:
+        """Destroy exactly the process groups that `build` made; see `MeshContext.close`."""
+        self.mesh_context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_Config = TypeVar("_Config", PipelineConfig, MoEParallelizerConfig)
+
+
+def _coerce(kind: type[_Config], argument: str, value: object) -> _Config | None:
+    """Return a configuration as an instance of its class, made from a dict where it is one."""
+    if value is None or isinstance(value, kind):
+        return value
+    if isinstance(value, Mapping):
+        return from_dict(kind, argument, value)
     raise TypeError(
-        f"a strategy is an instance of {', '.join(kind.__name__ for kind in _NAMES)}, got "
-        f"{type(config).__name__}: {config!r}"
+        f"{argument}={value!r} is of type {type(value).__name__}: give a {kind.__name__}, a dict of its fields, or None"
     )
+
+
+def _coerce_strategy(strategy: str | DistributedStrategyConfig) -> DistributedStrategyConfig:
+    """Return the configuration of a strategy given by name, with its defaults, or the one given."""
+    if not isinstance(strategy, str):
+        _check_strategy("strategy", strategy, f", or one of the names {one_of_names(STRATEGY_MAP)}")
+        return strategy
+    kind = STRATEGY_MAP.get(strategy.lower())
+    if kind is None:
+        raise ValueError(
+            f"strategy={strategy!r} is not known: give one of {one_of_names(STRATEGY_MAP)}, or an instance of one of "
+            f"{_strategy_classes()}"
+        )
+    return kind()
+
+
+def _check_strategy(argument: str, value: object, hint: str) -> None:
+    if not isinstance(value, tuple(STRATEGY_MAP.values())):
+        raise TypeError(
+            f"{argument}={value!r} is of type {type(value).__name__}: give an instance of one of "
+            f"{_strategy_classes()}{hint}"
+        )
+
+
+def _strategy_classes() -> str:
+    return ", ".join(kind.__name__ for kind in dict.fromkeys(STRATEGY_MAP.values()))
+
+
+def _check_type(argument: str, value: object, kind: type, hint: str = "") -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument}={value!r} is of type {type(value).__name__}: give a {kind.__name__}{hint}")
+
+
+def _check_types(setup: DistributedSetup) -> None:
+    """Refuse fields of another class; `build` is the one that takes names and dicts."""
+    if setup.strategy_config is not None:
+        _check_strategy("strategy_config", setup.strategy_config, " or None")
+    if setup.parallelism_sizes is not None:
+        _check_type("parallelism_sizes", setup.parallelism_sizes, ParallelismSizes, " or None")
+    if setup.pipeline_config is not None:
+        _check_type("pipeline_config", setup.pipeline_config, PipelineConfig, " or None")
+    if setup.moe_parallel_config is not None:
+        _check_type("moe_parallel_config", setup.moe_parallel_config, MoEParallelizerConfig, " or None")
+    _check_type("mesh_context", setup.mesh_context, MeshContext)
+
+
+def _check_timeout(timeout_minutes: object) -> None:
+    wanted = "give a number of minutes above 0, or None for the backend's own"
+    if timeout_minutes is None:
+        return
+    if isinstance(timeout_minutes, bool) or not isinstance(timeout_minutes, (int, float)):
+        raise TypeError(f"timeout_minutes={timeout_minutes!r} is of type {type(timeout_minutes).__name__}: {wanted}")
+    if not 0 < timeout_minutes < math.inf:
+        raise ValueError(f"timeout_minutes={timeout_minutes} is not above 0 and finite: {wanted}")
+
+
+def _check_world_size(world_size: object) -> None:
+    """Refuse more ranks than there are, before a world that a launcher has prepared is started for them."""
+    known = dist.is_initialized() or "WORLD_SIZE" in os.environ
+    if is_int(world_size) and known and world_size > resolve_world_size():
+        raise ValueError(
+            f"world_size={world_size}, but there are {resolve_world_size()} ranks: give that number or less, or None "
+            "to have it found, or start more ranks"
+        )
+
+
+def _sizes_of(setup: DistributedSetup) -> ParallelismSizes:
+    """Return the sizes of the meshes, once they are seen to be those asked for; without meshes, those asked for."""
+    context = setup.mesh_context
+    asked = ParallelismSizes() if setup.parallelism_sizes is None else setup.parallelism_sizes
+    if context.device_mesh is None and context.moe_mesh is None:
+        return asked
+    built = ParallelismSizes(**{name: getattr(context, name) for name in as_dict(asked)})
+    if setup.parallelism_sizes is None:
+        return built
+    for name, value in as_dict(asked).items():
+        there = getattr(built, name)
+        if name == "dp_replicate_size":
+            there = there or 1
+        if value is not None and there is not None and value != there:
+            raise ValueError(
+                f"parallelism_sizes.{name}={value}, but the meshes of mesh_context have {name}={there}: give the sizes "
+                "that the meshes were built with, or None"
+            )
+    return built
+
+
+def _check_needed(
+    setup: DistributedSetup, name: str, size_name: str, sizes: ParallelismSizes, strategy: str | None
+) -> None:
+    """Refuse a configuration of a parallelism that there is none of."""
+    value, size = getattr(setup, name), getattr(sizes, size_name)
+    if value is None or size > 1:
+        return
+    remedy = f"parallelism_sizes=ParallelismSizes({size_name}=2) or more"
+    if strategy is not None and size_name in UNSUPPORTED_SIZES[strategy]:
+        remedy = f"strategy 'fsdp2' ({strategy} supports no {size_name} above 1) with {remedy}"
+    raise ValueError(
+        f"{name}={brief(value)} needs {size_name} > 1, but {size_name}={size}: give {remedy}, or {name}=None"
+    )
+
+
+def _check_sequence_parallel(config: DistributedStrategyConfig | None) -> None:
+    if isinstance(config, MegatronFSDPConfig) and config.sequence_parallel:
+        raise ValueError(
+            "sequence_parallel=True, but megatron_fsdp does not support it: give "
+            "MegatronFSDPConfig(sequence_parallel=False), or use strategy 'fsdp2'"
+        )
+
+
+def _settle_checkpointing(value: object, config: DistributedStrategyConfig | None) -> ActivationCheckpointing:
+    """Return the mode that the setup and the strategy's configuration ask for; they must not ask for two."""
+    mode = resolve_activation_checkpointing(value, None if config is None else type(config))
+    own = False if config is None else config.activation_checkpointing
+    if mode and own and mode != own:
+        raise ValueError(
+            f"activation_checkpointing={value!r}, but {type(config).__name__} has activation_checkpointing={own!r}: "
+            "give it in one place, or the same in both"
+        )
+    return mode or own

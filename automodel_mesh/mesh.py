@@ -5,14 +5,15 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from automodel_mesh import compat
 from automodel_mesh.build import Meshes, build_meshes
-from automodel_mesh.config import DistributedStrategyConfig, strategy_name
 from automodel_mesh.sizes import ParallelismSizes
+from automodel_mesh.strategies import strategy_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Self
+
+    from automodel_mesh.strategy_configs import DistributedStrategyConfig
 
 __all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
 
@@ -79,8 +82,8 @@ class MeshContext:
         cls,
         strategy_config: DistributedStrategyConfig,
         parallelism_sizes: ParallelismSizes | None = None,
-        *,
         world_size: int | None = None,
+        *,
         timeout_minutes: float | None = None,
         ranks: Sequence[int] | None = None,
         backend_override: Mapping[str, Any] | None = None,
@@ -293,3 +296,21 @@ def _validate_mesh_axis_names(mesh_context: MeshContext) -> None:
                 f"{which} has the axes {list(names)}, and {unknown or 'a mesh without names'} is not known here: name "
                 f"its axes from {sorted(map(str, MeshAxisName))}."
             )
+
+
+# Names that only an older generation of NeMo AutoModel has in its `mesh`; `legacy` has all names of that one.
+_OLDER_NAMES = ("STRATEGY_MAP", "_validate_distributed_setup", "_validate_mesh_dim_names")
+
+
+def _serve_older_name(name: str) -> object:
+    """Return an older generation's name, with a `DeprecationWarning` for the code that asks for it."""
+    if name not in _OLDER_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # By name, when it is asked for: it builds on this module.
+    value: object = import_module("automodel_mesh.legacy").serve_old_name(__name__, name, frames=2)
+    return value
+
+
+# Hidden from type checkers, so that they still find names that do not exist.
+if not TYPE_CHECKING:
+    __getattr__ = _serve_older_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 from automodel_mesh.sizes import (
     OPTIONAL_FIELDS,
@@ -23,8 +23,12 @@ from automodel_mesh.topology import Topology
 __all__ = [
     "EXPERT_AXES",
     "STRATEGIES",
+    "UNSUPPORTED_SIZES",
+    "StrategyConfig",
     "Topologies",
+    "check_supported_sizes",
     "plan_topologies",
+    "strategy_name",
 ]
 
 # The expert mesh re-folds every axis of a pipeline stage. NeMo AutoModel's `_create_moe_mesh` flattens these
@@ -42,6 +46,26 @@ _FEATURES: Final = {
     "cp_size": "context parallelism",
     "ep_size": "expert parallelism",
 }
+
+UNSUPPORTED_SIZES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "fsdp2": (),
+        "megatron_fsdp": ("pp_size", "ep_size", "dp_replicate_size"),
+        "ddp": ("tp_size", "pp_size", "cp_size", "ep_size", "dp_replicate_size"),
+    }
+)
+"""For each strategy, the sizes that it has no axis for: they can only be 1."""
+
+
+# By name: strategies are planned without the classes, which know of torch.
+_CONFIGS: Final = {"fsdp2": "FSDP2Config", "megatron_fsdp": "MegatronFSDPConfig", "ddp": "DDPConfig"}
+
+
+class StrategyConfig(Protocol):
+    """What `strategy_name` reads of a strategy's configuration."""
+
+    strategy: ClassVar[str]
+    """The strategy's name, one of `STRATEGIES`."""
 
 
 class Topologies(NamedTuple):
@@ -61,6 +85,47 @@ class _Ranks(NamedTuple):
 
     ranks: Sequence[int]
     counted_as: str
+
+
+def strategy_name(config: StrategyConfig) -> str:
+    """Return the name under which `plan_topologies` knows a strategy.
+
+    Args:
+        config: An instance of a strategy's class, which names the strategy in its class variable `strategy`.
+
+    Returns:
+        `"fsdp2"`, `"megatron_fsdp"` or `"ddp"`.
+
+    Raises:
+        TypeError: `config` is none of them; the message lists what is.
+    """
+    name = getattr(type(config), "strategy", None)
+    if not isinstance(name, str) or name not in STRATEGIES:
+        raise TypeError(
+            f"a strategy is an instance of {', '.join(_CONFIGS.values())}, got {type(config).__name__}: {config!r}"
+        )
+    return name
+
+
+def check_supported_sizes(strategy: str, sizes: ParallelismSizes) -> None:
+    """Require that sizes which a strategy has no axis for are 1, or `None` where that means 1.
+
+    Args:
+        strategy: One of `STRATEGIES`.
+        sizes: The sizes asked for; whether they fill the ranks is the planner's question, not this function's.
+
+    Raises:
+        ValueError: A size above 1 that the strategy does not support; the message says what would do.
+    """
+    for name in UNSUPPORTED_SIZES[strategy]:
+        value = getattr(sizes, name)
+        if value is None or value == 1:
+            continue
+        other = " or None" if name in OPTIONAL_FIELDS else ""
+        raise ValueError(
+            f"{strategy}: {name}={value}, but {strategy} does not support {_FEATURES[name]}: "
+            f"give {name}=1{other}, or use strategy 'fsdp2'"
+        )
 
 
 def plan_topologies(
@@ -141,7 +206,7 @@ def _plan_experts(root: Topology, ep_size: int) -> Topology | None:
 
 
 def _plan_megatron_fsdp(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
-    _require_one("megatron_fsdp", sizes, "pp_size", "ep_size", "dp_replicate_size")
+    check_supported_sizes("megatron_fsdp", sizes)
     factors = {"tp_size": sizes.tp_size, "cp_size": sizes.cp_size}
     dp = infer_dp_size(sizes.dp_size, len(where.ranks), factors, strategy="megatron_fsdp", counted_as=where.counted_as)
     root = Topology(
@@ -154,22 +219,9 @@ def _plan_megatron_fsdp(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
 
 
 def _plan_ddp(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
-    _require_one("ddp", sizes, "tp_size", "pp_size", "cp_size", "ep_size", "dp_replicate_size")
+    check_supported_sizes("ddp", sizes)
     dp = infer_dp_size(sizes.dp_size, len(where.ranks), {}, strategy="ddp", counted_as=where.counted_as)
     return Topologies(Topology(axes=("dp",), shape=(dp,), ranks=where.ranks), None)
-
-
-def _require_one(strategy: str, sizes: ParallelismSizes, *names: str) -> None:
-    """Require that sizes which a strategy has no axis for are 1, or None where that means 1."""
-    for name in names:
-        value = getattr(sizes, name)
-        if value is None or value == 1:
-            continue
-        other = " or None" if name in OPTIONAL_FIELDS else ""
-        raise ValueError(
-            f"{strategy}: {name}={value}, but {strategy} does not support {_FEATURES[name]}: "
-            f"give {name}=1{other}, or use strategy 'fsdp2'"
-        )
 
 
 _PLANS: Final[Mapping[str, Callable[[ParallelismSizes, _Ranks], Topologies]]] = MappingProxyType(

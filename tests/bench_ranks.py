@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
     seconds += [build_together() for _ in range(4)]
     dist.barrier()
     mesh = root_of(kept[-1])
-    first = {name: time_of(lambda look=asked[whose]: look(mesh)) for name, asked in REQUESTS.items()}
+    first = {name: time_of(partial(asked[whose], mesh)) for name, asked in REQUESTS.items()}
     for built in kept:
         if isinstance(built, MeshContext):
             built.close()

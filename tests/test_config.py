@@ -1,52 +1,330 @@
-"""Strategies' configurations."""
+"""The configurations: their defaults, what they take and refuse, and how they fit torch."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed import fsdp
 
-from automodel_mesh import DDPConfig, FSDP2Config, MegatronFSDPConfig
-from automodel_mesh.config import DistributedStrategyConfig, strategy_name
-from automodel_mesh.strategies import STRATEGIES
+from automodel_mesh import config as config_module
+from automodel_mesh import strategy_configs
+from automodel_mesh.config import (
+    STRATEGY_MAP,
+    DDPConfig,
+    DistributedStrategyConfig,
+    FSDP2Config,
+    MegatronFSDPConfig,
+    MoEParallelizerConfig,
+    PipelineConfig,
+    strategy_name,
+)
+from automodel_mesh.pipelining import config as pipelining_config
+from automodel_mesh.strategies import STRATEGIES, UNSUPPORTED_SIZES
 
-pytestmark = pytest.mark.release_independent
+STRATEGY_CONFIGS = [(FSDP2Config, "fsdp2"), (MegatronFSDPConfig, "megatron_fsdp"), (DDPConfig, "ddp")]
+DEFAULTS: dict[type[Any], dict[str, object]] = {
+    FSDP2Config: {
+        "sequence_parallel": False,
+        "tp_plan": None,
+        "mp_policy": None,
+        "offload_policy": None,
+        "reshard_after_forward": None,
+        "defer_fsdp_grad_sync": True,
+        "activation_checkpointing": False,
+    },
+    MegatronFSDPConfig: {
+        "sequence_parallel": False,
+        "tp_plan": None,
+        "megatron_fsdp_unit_modules": None,
+        "zero_dp_strategy": 3,
+        "init_fsdp_with_meta_device": False,
+        "grad_reduce_in_fp32": False,
+        "preserve_fp32_weights": False,
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+        "check_for_nan_in_grad": True,
+        "average_in_collective": False,
+        "disable_bucketing": False,
+        "calculate_per_token_loss": False,
+        "keep_fp8_transpose_cache": False,
+        "nccl_ub": False,
+        "fsdp_double_buffer": False,
+        "activation_checkpointing": False,
+    },
+    DDPConfig: {
+        "broadcast_buffers": True,
+        "bucket_cap_mb": None,
+        "find_unused_parameters": False,
+        "gradient_as_bucket_view": False,
+        "static_graph": False,
+        "activation_checkpointing": False,
+    },
+    PipelineConfig: {
+        "pp_schedule": "1f1b",
+        "pp_schedule_csv": None,
+        "pp_microbatch_size": 1,
+        "pp_batch_size": 1,
+        "layers_per_stage": None,
+        "round_virtual_stages_to_pp_multiple": None,
+        "module_fqns_per_model_part": None,
+        "patch_inner_model": True,
+        "patch_causal_lm_model": True,
+        "patch_stage_backward_maybe_with_nosync": False,
+        "scale_grads_in_schedule": False,
+        "dtype": None,
+    },
+    MoEParallelizerConfig: {
+        "ignore_router_for_ac": False,
+        "reshard_after_forward": False,
+        "lm_head_precision": None,
+        "wrap_outer_model": True,
+        "mp_policy": None,
+    },
+}
+KINDS = list(DEFAULTS)
 
-CONFIGS = [(FSDP2Config, "fsdp2"), (MegatronFSDPConfig, "megatron_fsdp"), (DDPConfig, "ddp")]
+VALID: list[tuple[type[Any], str, object]] = [
+    (FSDP2Config, "tp_plan", "auto"),
+    (FSDP2Config, "tp_plan", {"layers.*.mlp": object()}),
+    (FSDP2Config, "reshard_after_forward", True),
+    (FSDP2Config, "reshard_after_forward", 2),
+    (FSDP2Config, "activation_checkpointing", "selective"),
+    *((MegatronFSDPConfig, "zero_dp_strategy", value) for value in (0, 2, "no_shard", "optim", "optim_grads")),
+    (MegatronFSDPConfig, "zero_dp_strategy", "optim_grads_params"),
+    (MegatronFSDPConfig, "megatron_fsdp_unit_modules", ["models.Block"]),
+    (MegatronFSDPConfig, "activation_checkpointing", True),
+    (DDPConfig, "bucket_cap_mb", 12.5),
+    (DDPConfig, "activation_checkpointing", "selective"),
+    *((PipelineConfig, "pp_schedule", name) for name in ("GPipe", "gpipe", "INTERLEAVED1F1B", "zbvzerobubble")),
+    (PipelineConfig, "pp_schedule_csv", Path("schedule.csv")),
+    (PipelineConfig, "layers_per_stage", 4),
+    (PipelineConfig, "round_virtual_stages_to_pp_multiple", "up"),
+    (PipelineConfig, "round_virtual_stages_to_pp_multiple", "down"),
+    (PipelineConfig, "module_fqns_per_model_part", [["embed", "layers.0"], ("layers.1", "head")]),
+    (PipelineConfig, "dtype", torch.bfloat16),
+    (PipelineConfig, "dtype", "bfloat16"),
+    (MoEParallelizerConfig, "lm_head_precision", "torch.float32"),
+]
+POLICIES: list[tuple[type[Any], str, object]] = [
+    (FSDP2Config, "mp_policy", fsdp.MixedPrecisionPolicy(param_dtype=torch.bfloat16)),
+    (FSDP2Config, "offload_policy", fsdp.CPUOffloadPolicy()),
+    (MoEParallelizerConfig, "mp_policy", fsdp.MixedPrecisionPolicy()),
+]
+
+INVALID: list[tuple[type[Any], str, object, type[Exception], str]] = [
+    (FSDP2Config, "tp_plan", "", ValueError, "is empty: give the name of a plan"),
+    (FSDP2Config, "tp_plan", {}, ValueError, "is empty: give the name of a plan"),
+    (FSDP2Config, "tp_plan", 3, TypeError, "of type int: give the name of a plan"),
+    (MegatronFSDPConfig, "tp_plan", ["q"], TypeError, "of type list: give the name of a plan"),
+    (
+        FSDP2Config,
+        "reshard_after_forward",
+        0,
+        ValueError,
+        "less than 1: give True, False, an int of at least 1",
+    ),
+    (FSDP2Config, "reshard_after_forward", "yes", TypeError, "of type str: give True, False, an int of at least 1"),
+    (FSDP2Config, "activation_checkpointing", "all", ValueError, "give one of False, True, 'full', 'selective'"),
+    (FSDP2Config, "activation_checkpointing", 1, TypeError, "of type int: give one of False, True, 'full'"),
+    (FSDP2Config, "activation_checkpointing", None, TypeError, "of type NoneType: give one of False, True, 'full'"),
+    (
+        MegatronFSDPConfig,
+        "activation_checkpointing",
+        "selective",
+        ValueError,
+        "megatron_fsdp does not support it: give",
+    ),
+    (MegatronFSDPConfig, "zero_dp_strategy", 4, ValueError, r"give one of 0, 1, 2, 3, 'no_shard', 'optim'"),
+    (MegatronFSDPConfig, "zero_dp_strategy", "zero3", ValueError, r"'optim_grads', 'optim_grads_params'"),
+    (MegatronFSDPConfig, "zero_dp_strategy", True, TypeError, "of type bool: give one of 0, 1, 2, 3"),
+    (
+        MegatronFSDPConfig,
+        "megatron_fsdp_unit_modules",
+        "Block",
+        TypeError,
+        "of type str: give a list of names",
+    ),
+    (MegatronFSDPConfig, "megatron_fsdp_unit_modules", [], ValueError, "is empty: give a list of names, or None"),
+    (DDPConfig, "bucket_cap_mb", 0, ValueError, "is not above 0 and finite: give a number of MiB above 0"),
+    (DDPConfig, "bucket_cap_mb", math.nan, ValueError, "is not above 0 and finite: give a number of MiB above 0"),
+    (DDPConfig, "bucket_cap_mb", "25", TypeError, "of type str: give a number of MiB above 0, or None"),
+    (PipelineConfig, "pp_schedule", "gpip", ValueError, r"not known \(did you mean 'gpipe'\?\): give one of '1F1B'"),
+    (PipelineConfig, "pp_schedule", None, TypeError, "of type NoneType: give one of '1F1B'"),
+    (PipelineConfig, "pp_schedule_csv", "", ValueError, "is empty: give the path of a file, or None"),
+    (PipelineConfig, "pp_schedule_csv", 7, TypeError, "of type int: give the path of a file, or None"),
+    (PipelineConfig, "pp_microbatch_size", 0, ValueError, "is less than 1: give an int of at least 1"),
+    (PipelineConfig, "pp_microbatch_size", 2, ValueError, "pp_batch_size=1 is not divisible by pp_microbatch_size=2"),
+    (PipelineConfig, "pp_batch_size", 2.0, TypeError, "of type float: give an int of at least 1"),
+    (PipelineConfig, "pp_batch_size", None, TypeError, "of type NoneType: give an int of at least 1"),
+    (PipelineConfig, "layers_per_stage", 0, ValueError, "is less than 1: give an int of at least 1, or None"),
+    (PipelineConfig, "layers_per_stage", True, TypeError, "of type bool: give an int of at least 1, or None"),
+    (PipelineConfig, "round_virtual_stages_to_pp_multiple", "Up", ValueError, "give one of 'up', 'down', None"),
+    (PipelineConfig, "round_virtual_stages_to_pp_multiple", 2, TypeError, "give one of 'up', 'down', None"),
+    (PipelineConfig, "module_fqns_per_model_part", [], ValueError, "is empty: give for each stage a list"),
+    (PipelineConfig, "module_fqns_per_model_part", "a.b", TypeError, "of type str: give for each stage a list"),
+    (PipelineConfig, "module_fqns_per_model_part", [["a"], "b"], TypeError, r"_part\[1\]='b' is of type str"),
+    (PipelineConfig, "module_fqns_per_model_part", [["a"], [3]], TypeError, r"_part\[1\]\[0\]=3 is of type int"),
+    (PipelineConfig, "module_fqns_per_model_part", [["a"], [""]], ValueError, r"_part\[1\]\[0\] is an empty string"),
+    (PipelineConfig, "dtype", "float33", ValueError, "is no dtype of torch: give a torch.dtype, its name"),
+    (PipelineConfig, "dtype", "nn", ValueError, "is no dtype of torch: give a torch.dtype, its name"),
+    (MoEParallelizerConfig, "lm_head_precision", 16, TypeError, "of type int: give a torch.dtype, its name"),
+]
 
 
-@pytest.mark.parametrize(("kind", "name"), CONFIGS)
+@pytest.mark.release_independent
+@pytest.mark.parametrize(("kind", "name"), STRATEGY_CONFIGS)
 def test_each_strategy_has_its_name(kind: type[DistributedStrategyConfig], name: str) -> None:
     """A configuration is known by a name that the planner takes, and so is that of a subclass."""
     derived: Any = type("Derived", (kind,), {})
-    assert strategy_name(kind()) == strategy_name(derived()) == name
+    assert strategy_name(kind()) == strategy_name(derived()) == kind.strategy == name
     assert name in STRATEGIES
+    assert STRATEGY_MAP[name] is kind
 
 
-def test_every_strategy_has_a_configuration() -> None:
-    """The planner has no strategy that cannot be asked for."""
-    assert {name for _, name in CONFIGS} == set(STRATEGIES)
+@pytest.mark.release_independent
+def test_every_strategy_has_a_configuration_and_its_aliases() -> None:
+    """The map has the planner's strategies, Megatron-FSDP under two more names, and cannot be changed."""
+    assert {name for _, name in STRATEGY_CONFIGS} == set(STRATEGIES) == set(UNSUPPORTED_SIZES)
+    assert dict(STRATEGY_MAP) == {
+        "fsdp2": FSDP2Config,
+        "ddp": DDPConfig,
+        "megatron_fsdp": MegatronFSDPConfig,
+        "megatron-fsdp": MegatronFSDPConfig,
+        "mfsdp": MegatronFSDPConfig,
+    }
+    with pytest.raises(TypeError, match="item assignment"):
+        STRATEGY_MAP["new"] = FSDP2Config  # type: ignore[index]
 
 
-@pytest.mark.parametrize("wrong", ["fsdp2", None, FSDP2Config, object()])
+@pytest.mark.release_independent
+@pytest.mark.parametrize("wrong", ["fsdp2", None, FSDP2Config, object(), type("Other", (), {"strategy": "zero"})()])
 def test_what_is_no_configuration_is_refused(wrong: object) -> None:
     """The error lists the classes and names what was given."""
     with pytest.raises(TypeError, match=rf"FSDP2Config, MegatronFSDPConfig, DDPConfig, got {type(wrong).__name__}"):
         strategy_name(wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", [kind for kind, _ in CONFIGS])
-def test_configurations_are_values(kind: type[DistributedStrategyConfig]) -> None:
-    """Equal configurations are equal and hash alike, and none can be changed."""
-    assert kind() == kind()
-    assert hash(kind()) == hash(kind())
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        kind().sequence_parallel = True  # type: ignore[misc, union-attr]
+@pytest.mark.release_independent
+@pytest.mark.parametrize("kind", KINDS)
+def test_configurations_are_values(kind: type[Any]) -> None:
+    """The fields have these defaults, equal configurations hash alike, and none can be changed."""
+    config = kind()
+    assert config.to_dict() == DEFAULTS[kind]
+    assert list(config.to_dict()) == list(DEFAULTS[kind])
+    assert config == kind()
+    assert hash(config) == hash(kind())
+    for name in DEFAULTS[kind]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, name, True)
 
 
-def test_sequence_parallelism_is_off_unless_asked_for() -> None:
-    """FSDP2 shards activations along the sequence only on request."""
-    assert not FSDP2Config().sequence_parallel
-    assert FSDP2Config(sequence_parallel=True).sequence_parallel
-    assert FSDP2Config(sequence_parallel=True) != FSDP2Config()
+@pytest.mark.release_independent
+@pytest.mark.parametrize(("kind", "name", "value"), VALID)
+def test_a_valid_value_is_kept_as_it_is(kind: type[Any], name: str, value: object) -> None:
+    """A field keeps the very object given, `to_dict` gives it on, and the configuration made of that dict is equal."""
+    config = kind(**{name: value})
+    fields = config.to_dict()
+    assert fields[name] is value
+    assert {**fields, name: DEFAULTS[kind][name]} == DEFAULTS[kind]
+    assert config == kind(**fields) == config
+    assert config != kind()
+    assert isinstance(hash(config), int)
+    fields.clear()
+    assert getattr(config, name) is value
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize(("kind", "name", "value", "error", "message"), INVALID)
+def test_an_invalid_value_is_refused(
+    kind: type[Any], name: str, value: object, error: type[Exception], message: str
+) -> None:
+    """The error names the field and its value, and says what is valid."""
+    with pytest.raises(error, match=message) as caught:
+        kind(**{name: value})
+    assert name in str(caught.value)
+    assert isinstance(value, list) or repr(value) in str(caught.value)
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flag_is_true_or_false(kind: type[Any]) -> None:
+    """Each flag can be turned; what is only taken for true or false by Python is refused."""
+    flags = [name for name, default in DEFAULTS[kind].items() if isinstance(default, bool)]
+    for name in [name for name in flags if name != "activation_checkpointing"]:
+        turned = not DEFAULTS[kind][name]
+        assert kind(**{name: turned}).to_dict() == {**DEFAULTS[kind], name: turned}
+        for wrong in (0, 1, "false", None):
+            with pytest.raises(TypeError, match=rf"^{name}={wrong!r} is of type .*: give True or False$"):
+                kind(**{name: wrong})
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize("kind", [kind for kind, _ in STRATEGY_CONFIGS])
+def test_full_checkpointing_has_one_meaning(kind: type[DistributedStrategyConfig]) -> None:
+    """`True` and `"full"` make equal configurations, which keep `True`."""
+    full = kind(activation_checkpointing="full")
+    assert full.activation_checkpointing is True
+    assert full == kind(activation_checkpointing=True)
+    assert hash(full) == hash(kind(activation_checkpointing=True))
+
+
+@pytest.mark.release_independent
+def test_a_table_takes_the_place_of_a_schedule() -> None:
+    """With a file for the schedule, its name can be `None`, but not be wrong."""
+    assert PipelineConfig(pp_schedule=None, pp_schedule_csv="schedule.csv").pp_schedule is None
+    with pytest.raises(ValueError, match="pp_schedule='gpip' is not known"):
+        PipelineConfig(pp_schedule="gpip", pp_schedule_csv="schedule.csv")
+
+
+@pytest.mark.release_independent
+def test_a_micro_batch_divides_the_batch() -> None:
+    """The batch is a multiple of the micro-batch."""
+    config = PipelineConfig(pp_batch_size=8, pp_microbatch_size=2)
+    assert (config.pp_batch_size, config.pp_microbatch_size) == (8, 2)
+    with pytest.raises(ValueError, match="pp_batch_size=8 is not divisible by pp_microbatch_size=3: give a multiple"):
+        PipelineConfig(pp_batch_size=8, pp_microbatch_size=3)
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize("module", [strategy_configs, pipelining_config, config_module])
+def test_every_field_says_its_default(module: Any) -> None:
+    """Under each field of each configuration there is a string that says what the default is."""
+    kinds = [node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef)]
+    assert kinds
+    for kind in (kind for kind in kinds if kind.name.endswith("Config")):
+        for line, following in zip(kind.body, kind.body[1:], strict=False):
+            if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation):
+                assert isinstance(following, ast.Expr), ast.unparse(line)
+                assert isinstance(following.value, ast.Constant), ast.unparse(line)
+                assert "By default" in " ".join(str(following.value.value).split()), ast.unparse(line)
+
+
+# --- how they fit torch
+
+
+@pytest.mark.parametrize(("kind", "name", "policy"), POLICIES)
+def test_a_policy_of_torch_is_kept_as_it_is(kind: type[Any], name: str, policy: object) -> None:
+    """Policies are handed on, not taken apart; a configuration with one can be compared and hashed."""
+    config = kind(**{name: policy})
+    assert config.to_dict()[name] is policy
+    assert config == kind(**config.to_dict()) != kind()
+    assert isinstance(hash(config), int)
+
+
+@pytest.mark.release_independent  # a new schedule comes with the newest release, and the import takes seconds
+def test_the_schedules_are_those_of_torch() -> None:
+    """Every schedule that torch knows by name is valid, and torch knows all but the ones of later releases."""
+    from torch.distributed.pipelining.schedules import get_schedule_class  # noqa: PLC0415 - dear, for this test alone
+
+    with pytest.raises(ValueError, match="valid options") as caught:
+        get_schedule_class("no such schedule")
+    known = set(re.findall(r"'(\w+)'", str(caught.value).partition("options")[2]))
+    assert known <= set(pipelining_config.PIPELINE_SCHEDULES) <= known | {"DualPipeV"}

@@ -78,7 +78,7 @@ def read(wheel: Path) -> dict[str, str]:
 
 def modules_of_the_checkout() -> set[str]:
     """Return the paths inside a wheel of every module of the checkout."""
-    ours = {f"automodel_mesh/{path.name}" for path in (ROOT / "automodel_mesh").glob("*.py")}
+    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "automodel_mesh").rglob("*.py")}
     return ours | {f"automodel_mesh/compat/{path.name}" for path in (ROOT / "compat").glob("*.py")}
 
 

@@ -1,0 +1,37 @@
+"""The check of fields that hold a dtype, apart from the others because it needs torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["check_dtype"]
+
+
+def check_dtype(config: DataclassInstance, name: str) -> None:
+    """Require that a field is `None`, a `torch.dtype` or the name of one, such as `"bfloat16"` or `"torch.float32"`.
+
+    Args:
+        config: The configuration.
+        name: Its field.
+
+    Raises:
+        TypeError: The field is something else.
+        ValueError: A string that names no dtype.
+    """
+    value = getattr(config, name)
+    if value is None or isinstance(value, torch.dtype):
+        return
+    wanted = 'give a torch.dtype, its name, such as "bfloat16", or None'
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: {wanted}")
+    if not _names_dtype(value):
+        raise ValueError(f"{name}={value!r} is no dtype of torch: {wanted}")
+
+
+def _names_dtype(name: str) -> bool:
+    return isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype)

@@ -1,0 +1,169 @@
+"""The keywords of a loader such as `from_pretrained`: one object says how a model is distributed, or one plain mesh.
+
+A framework's author decorates each loader and reads one argument:
+
+    class ShardedModel:
+        @accepts_distributed_setup
+        @classmethod
+        def from_pretrained(
+            cls, path: str, *, distributed_setup: DistributedSetup | None = None, **kwargs: Any
+        ) -> Self:
+            model = cls.load(path, **kwargs)
+            if distributed_setup is not None:
+                shard(model, distributed_setup)
+            return model
+
+Its users give `distributed_setup=` or `device_mesh=`, and who still gives one of the keywords of old is told where it
+has moved.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from torch.distributed.device_mesh import DeviceMesh
+
+from automodel_mesh.config import DistributedSetup
+from automodel_mesh.sizes import ParallelismSizes
+
+if TYPE_CHECKING:
+    _Loader = TypeVar("_Loader", bound=Callable[..., Any] | classmethod[Any, ..., Any] | staticmethod[..., Any])
+
+__all__ = ["RETIRED_KEYWORDS", "accepts_distributed_setup", "resolve_distributed_setup"]
+
+_MOVED: Final = {
+    "distributed_config": "DistributedSetup.build(strategy={value})",
+    "moe_config": "DistributedSetup.build(moe_parallel_config={value}), its new name",
+    "moe_mesh": "DistributedSetup.build(parallelism_sizes=ParallelismSizes(ep_size=...)), which builds the mesh",
+    "pipeline_config": "DistributedSetup.build(pipeline_config={value})",
+    "tp_plan": "DistributedSetup.build(strategy=FSDP2Config(tp_plan={value}))",
+    "activation_checkpointing": "DistributedSetup.build(activation_checkpointing={value})",
+}
+_SIZES: Final = {
+    size.name: f"DistributedSetup.build(parallelism_sizes=ParallelismSizes({size.name}={{value}}))"
+    for size in fields(ParallelismSizes)
+}
+
+RETIRED_KEYWORDS: Final[Mapping[str, str]] = MappingProxyType({**_MOVED, **_SIZES})
+"""The keywords that loaders took once, and where each has moved, with `{value}` for its value."""
+
+
+def resolve_distributed_setup(
+    distributed_setup: DistributedSetup | None = None, device_mesh: DeviceMesh | None = None, **kwargs: Any
+) -> tuple[DistributedSetup | None, dict[str, Any]]:
+    """Read the keywords by which a loader is told how to distribute a model.
+
+    Args:
+        distributed_setup: the topology and the policies.
+        device_mesh: in its place, a plain mesh with axes named as in `MeshAxisName`: a topology without policies.
+        **kwargs: the loader's other keywords.
+
+    Returns:
+        The setup, made from the mesh where that was given, or `None` where neither was; and the other keywords,
+        untouched.
+
+    Raises:
+        TypeError: a keyword of `RETIRED_KEYWORDS`, be it as `None`; the message says for each where it has moved. Or
+            `distributed_setup` or `device_mesh` has the wrong type.
+        ValueError: both `distributed_setup` and `device_mesh`; or the mesh has no names, or one that is not known.
+    """
+    _refuse_retired(kwargs)
+    _check_type("distributed_setup", distributed_setup, DistributedSetup)
+    _check_type("device_mesh", device_mesh, DeviceMesh)
+    if device_mesh is None:
+        return distributed_setup, kwargs
+    if distributed_setup is not None:
+        raise ValueError(
+            f"both distributed_setup={distributed_setup!r} and device_mesh={device_mesh!r} are given: give one of "
+            "them, distributed_setup where there are policies, device_mesh for a topology alone"
+        )
+    return DistributedSetup.from_device_mesh(device_mesh), kwargs
+
+
+def accepts_distributed_setup(loader: _Loader) -> _Loader:
+    """Decorate a loader, so that it takes the keywords of `resolve_distributed_setup`, and is given their meaning.
+
+    Args:
+        loader: a function, or a `classmethod` or `staticmethod` (as well as the function under one), that takes
+            `distributed_setup` by keyword. It always gets one, `None` where the caller gave neither that nor a mesh,
+            never gets `device_mesh`, and gets all other arguments as they are. For type checkers it should have
+            `distributed_setup: DistributedSetup | None = None` and `**kwargs`, through which they accept `device_mesh`.
+
+    Returns:
+        The loader, of the same kind, with its name, docstring and annotations; its signature shows `device_mesh` too.
+        A call raises what `resolve_distributed_setup` raises.
+
+    Raises:
+        TypeError: `loader` is none of these; it takes no `distributed_setup` by keyword alone; or it has a parameter
+            `device_mesh` or one named in `RETIRED_KEYWORDS`, which it would never get.
+    """
+    if isinstance(loader, (classmethod, staticmethod)):
+        return cast("_Loader", type(loader)(accepts_distributed_setup(loader.__func__)))
+    if not callable(loader):
+        raise TypeError(f"loader={loader!r} is of type {type(loader).__name__}: give a function or a classmethod")
+    function: Callable[..., Any] = loader
+    signature = _extended_signature(function)
+
+    @functools.wraps(function)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        setup, rest = resolve_distributed_setup(**kwargs)
+        return function(*args, distributed_setup=setup, **rest)
+
+    load.__signature__ = signature  # type: ignore[attr-defined] # read by inspect.signature
+    return cast("_Loader", load)
+
+
+def _refuse_retired(kwargs: Mapping[str, Any]) -> None:
+    """Refuse the keywords of old, all in one message."""
+    found = [name for name in RETIRED_KEYWORDS if name in kwargs]
+    if not found:
+        return
+    moved = "".join(f"\n  {name}: {RETIRED_KEYWORDS[name].format(value=_shown(kwargs[name]))}" for name in found)
+    raise TypeError(
+        f"{', '.join(found)}: a loader takes no such keyword any more. Pass distributed_setup=DistributedSetup.build("
+        f"...), to which each has moved:{moved}"
+    )
+
+
+def _shown(value: object) -> str:
+    """Print a value that fits into a line of advice; a mesh or a configuration does not."""
+    return repr(value) if isinstance(value, (bool, int, str)) else "..."
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    """Refuse what is neither `None` nor of a class, and say where it belongs if it is what the other keyword takes."""
+    if value is None or isinstance(value, kind):
+        return
+    homes = {DistributedSetup: "distributed_setup", DeviceMesh: "device_mesh"}
+    other = next((home for known, home in homes.items() if isinstance(value, known)), None)
+    hint = "" if other is None else f"; what was given belongs into {other}="
+    raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give a {kind.__name__} or None{hint}")
+
+
+def _extended_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature that callers see, once the function is seen to fit the contract."""
+    signature = inspect.signature(function)
+    parameters = dict(signature.parameters)
+    never = [name for name in ("device_mesh", *RETIRED_KEYWORDS) if name in parameters]
+    if never:
+        raise TypeError(
+            f"{function.__qualname__} has the parameters {never}, which it would never get: take them out, "
+            "distributed_setup has what they meant"
+        )
+    rest = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+    own = parameters.pop("distributed_setup", None)
+    if (own is None and not rest) or (own is not None and own.kind is not own.KEYWORD_ONLY):
+        raise TypeError(
+            f"{function.__qualname__}{signature} takes no distributed_setup by keyword alone: give it the parameter "
+            "`*, distributed_setup: DistributedSetup | None = None`"
+        )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    setup = own or inspect.Parameter("distributed_setup", keyword, annotation="DistributedSetup | None")
+    mesh = inspect.Parameter("device_mesh", keyword, default=None, annotation="DeviceMesh | None")
+    last = [parameters.pop(name) for name in rest]
+    return signature.replace(parameters=[*parameters.values(), setup.replace(default=None), mesh, *last])

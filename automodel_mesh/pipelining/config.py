@@ -1,0 +1,140 @@
+"""`PipelineConfig`: how a model is split into pipeline stages, and by which schedule they run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from automodel_mesh.dtypes import check_dtype
+from automodel_mesh.fields import (
+    as_dict,
+    check_at_least_one,
+    check_choice,
+    check_flags,
+    check_list_of_names,
+    is_list,
+    nearest,
+    one_of_names,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PIPELINE_SCHEDULES", "PipelineConfig"]
+
+PIPELINE_SCHEDULES: Final = (
+    "1F1B",
+    "Interleaved1F1B",
+    "GPipe",
+    "LoopedBFS",
+    "InterleavedZeroBubble",
+    "ZBVZeroBubble",
+    "DualPipeV",
+    "PipelineScheduleSingle",
+    "PipelineScheduleMulti",
+)
+"""The names that `torch.distributed.pipelining` knows schedules by, in any case; torch has `DualPipeV` from 2.9 on."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How a model is split into pipeline stages, and by which schedule they run.
+
+    Raises:
+        TypeError: a field has a value of the wrong type.
+        ValueError: a field has a value that is not valid; the message says what is.
+    """
+
+    pp_schedule: str | None = "1f1b"
+    """The schedule, one of `PIPELINE_SCHEDULES` in any case, or `None` with `pp_schedule_csv`. By default `"1f1b"`."""
+
+    pp_schedule_csv: str | os.PathLike[str] | None = None
+    """A file with the schedule as a table, one row for each rank, which takes the place of `pp_schedule`. By default
+    `None`."""
+
+    pp_microbatch_size: int = 1
+    """Samples in a micro-batch, at least 1; divides `pp_batch_size`. By default 1."""
+
+    pp_batch_size: int = 1
+    """Samples that go through the pipeline in one step of a rank, at least 1. By default 1."""
+
+    layers_per_stage: int | None = None
+    """Layers in a stage, at least 1. By default `None`: as many as make one stage for each pipeline rank, or two where
+    the schedule wants several."""
+
+    round_virtual_stages_to_pp_multiple: Literal["up", "down"] | None = None
+    """Where `layers_per_stage` gives a number of stages that the pipeline ranks do not divide: round it `"up"` or
+    `"down"` to a multiple. By default `None`: such a number is an error of the builder."""
+
+    module_fqns_per_model_part: Sequence[Sequence[str]] | None = field(default=None, hash=False)
+    """For each stage, the qualified names of its modules. By default `None`: layers are spread evenly."""
+
+    patch_inner_model: bool = True
+    """Whether the forward method of the inner model is replaced by one that a stage can run. By default `True`."""
+
+    patch_causal_lm_model: bool = True
+    """The same of the model around it, with the head. By default `True`."""
+
+    patch_stage_backward_maybe_with_nosync: bool = False
+    """Whether the stage's backward step is replaced by one that defers the reduction of gradients. By default
+    `False`."""
+
+    scale_grads_in_schedule: bool = False
+    """Whether the schedule divides gradients by the number of micro-batches. By default `False`: the loss does."""
+
+    dtype: torch.dtype | str | None = None
+    """The dtype of what stages send to each other, a `torch.dtype` or its name. By default `None`: the model's."""
+
+    def __post_init__(self) -> None:
+        _check_csv(self.pp_schedule_csv)
+        if self.pp_schedule_csv is None or self.pp_schedule is not None:
+            _check_schedule(self.pp_schedule)
+        check_at_least_one(self, "pp_microbatch_size", "pp_batch_size")
+        if self.pp_batch_size % self.pp_microbatch_size:
+            raise ValueError(
+                f"pp_batch_size={self.pp_batch_size} is not divisible by pp_microbatch_size="
+                f"{self.pp_microbatch_size}: give a multiple of it"
+            )
+        check_at_least_one(self, "layers_per_stage", optional=True)
+        check_choice(self, "round_virtual_stages_to_pp_multiple", ("up", "down", None))
+        _check_parts(self.module_fqns_per_model_part)
+        check_flags(self, "patch_inner_model", "patch_causal_lm_model")
+        check_flags(self, "patch_stage_backward_maybe_with_nosync", "scale_grads_in_schedule")
+        check_dtype(self, "dtype")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, their values as they are."""
+        return as_dict(self)
+
+
+def _check_schedule(value: object) -> None:
+    wanted = f"give one of {one_of_names(PIPELINE_SCHEDULES)}, in any case, or pp_schedule_csv"
+    if not isinstance(value, str):
+        raise TypeError(f"pp_schedule={value!r} is of type {type(value).__name__}: {wanted}")
+    known = {name.lower(): name for name in PIPELINE_SCHEDULES}
+    if value.lower() not in known:
+        raise ValueError(f"pp_schedule={value!r} is not known{nearest(value.lower(), known)}: {wanted}")
+
+
+def _check_csv(value: object) -> None:
+    wanted = "give the path of a file, or None"
+    if value is None:
+        return
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"pp_schedule_csv={value!r} is of type {type(value).__name__}: {wanted}")
+    if not os.fspath(value):
+        raise ValueError(f"pp_schedule_csv={value!r} is empty: {wanted}")
+
+
+def _check_parts(value: object) -> None:
+    wanted = "give for each stage a list of module names, or None"
+    if value is None:
+        return
+    if not is_list(value):
+        raise TypeError(f"module_fqns_per_model_part={value!r} is of type {type(value).__name__}: {wanted}")
+    if not value:
+        raise ValueError(f"module_fqns_per_model_part={value!r} is empty: {wanted}")
+    for index, part in enumerate(value):
+        check_list_of_names(f"module_fqns_per_model_part[{index}]", part)
