@@ -1,0 +1,242 @@
+"""What `automodel_mesh.legacy` offers: the older generation's `MeshContext`, on top of the current one."""
+
+# pyright: reportUnusedFunction=false
+# The underscored functions are for others to import.
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from automodel_mesh import mesh
+from automodel_mesh.config import STRATEGY_MAP, DistributedSetup, _check_needed, _sizes_of
+from automodel_mesh.mesh import _VALID_AXIS_NAMES, MeshAxisName, _get_axis_size, _optional_axis
+from automodel_mesh.mesh import _validate_mesh_axis_names as _validate_mesh_dim_names
+from automodel_mesh.sizes import ParallelismSizes
+from automodel_mesh.strategies import strategy_name
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+    from typing_extensions import Self
+
+    from automodel_mesh.config import (
+        ActivationCheckpointing,
+        DistributedStrategyConfig,
+        MoEParallelizerConfig,
+        PipelineConfig,
+    )
+
+__all__ = [
+    "STRATEGY_MAP",
+    "_VALID_AXIS_NAMES",
+    "MeshAxisName",
+    "MeshContext",
+    "_get_axis_size",
+    "_optional_axis",
+    "_validate_distributed_setup",
+    "_validate_mesh_dim_names",
+]
+
+
+@dataclass(init=False)
+class MeshContext(mesh.MeshContext):
+    """Device meshes together with what is to be done on them: the older generation's context.
+
+    It is a current `MeshContext` too, so that every function which takes one takes this. Sizes are read from the
+    meshes; without a mesh they are 1, those of `dp` and `dp_replicate` `None`.
+
+    Args:
+        strategy_config: an instance of `FSDP2Config`, `MegatronFSDPConfig` or `DDPConfig`.
+        pipeline_config: how to split and schedule a pipeline; wants a `device_mesh` with more than one stage.
+        moe_config: how to shard experts; wants a `moe_mesh` with more than one expert parallel rank.
+        activation_checkpointing: `False`, `True` or `"full"`, or `"selective"`.
+        device_mesh: the root mesh.
+        moe_mesh: the expert mesh.
+        process_group: a group of the model's ranks, where the caller has one.
+
+    Raises:
+        ValueError: an axis of a mesh has a name that is no `MeshAxisName`; or there is a `strategy_config`, and
+            `_validate_distributed_setup` refuses the context.
+        TypeError: `strategy_config` is no strategy's configuration.
+    """
+
+    strategy_config: DistributedStrategyConfig | None = None
+    pipeline_config: PipelineConfig | None = None
+    moe_config: MoEParallelizerConfig | None = None
+    activation_checkpointing: ActivationCheckpointing = False
+    _origin: DistributedSetup | None = field(default=None, init=False, repr=False, compare=False)
+
+    # By hand, because a generated one would take the meshes first, as the current generation does.
+    def __init__(  # noqa: PLR0917 - the older generation's arguments, in its order
+        self,
+        strategy_config: DistributedStrategyConfig | None = None,
+        pipeline_config: PipelineConfig | None = None,
+        moe_config: MoEParallelizerConfig | None = None,
+        activation_checkpointing: ActivationCheckpointing = False,
+        device_mesh: DeviceMesh | None = None,
+        moe_mesh: DeviceMesh | None = None,
+        *,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        self._origin = None
+        self.strategy_config = strategy_config
+        self.pipeline_config = pipeline_config
+        self.moe_config = moe_config
+        self.activation_checkpointing = activation_checkpointing
+        super().__init__(device_mesh, moe_mesh, process_group=process_group)  # ends in __post_init__, so comes last
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy_config is not None:
+            _validate_distributed_setup(self)
+
+    @classmethod
+    def build(
+        cls,
+        strategy_config: DistributedStrategyConfig,
+        parallelism_sizes: ParallelismSizes | None = None,
+        world_size: int | None = None,
+        **more: Any,
+    ) -> Self:
+        """Build the meshes of a strategy, as the current `MeshContext.build` does, and keep the strategy with them.
+
+        Args:
+            strategy_config: an instance of `FSDP2Config`, `MegatronFSDPConfig` or `DDPConfig`.
+            parallelism_sizes: the sizes asked for; by default all ranks are data parallel.
+            world_size: number of ranks; by default found from the process group or the launcher.
+            **more: any other keyword of the current `MeshContext.build`.
+
+        Returns:
+            The context; closing it destroys the process groups made here.
+
+        Raises:
+            ValueError: as the current `MeshContext.build`.
+            TypeError: as the current `MeshContext.build`.
+        """
+        context = cls._over(mesh.MeshContext.build(strategy_config, parallelism_sizes, world_size, **more))
+        context.strategy_config = strategy_config
+        return context
+
+    @classmethod
+    def from_meshes(
+        cls,
+        device_mesh: DeviceMesh | None,
+        moe_mesh: DeviceMesh | None = None,
+        *,
+        strategy_config: DistributedStrategyConfig | None = None,
+        pipeline_config: PipelineConfig | None = None,
+        moe_config: MoEParallelizerConfig | None = None,
+        activation_checkpointing: ActivationCheckpointing = False,
+    ) -> Self:
+        """Wrap meshes that exist. Closing such a context destroys nothing: its groups are the caller's.
+
+        Args:
+            device_mesh: the root mesh.
+            moe_mesh: the expert mesh.
+            strategy_config: as for the class, and so are the rest.
+            pipeline_config: how to split and schedule a pipeline.
+            moe_config: how to shard experts.
+            activation_checkpointing: `False`, `True` or `"full"`, or `"selective"`.
+
+        Returns:
+            The context.
+
+        Raises:
+            ValueError: as for the class.
+            TypeError: as for the class.
+        """
+        return cls(
+            strategy_config,
+            pipeline_config,
+            moe_config,
+            activation_checkpointing,
+            device_mesh,
+            moe_mesh,
+        )
+
+    @classmethod
+    def from_distributed_setup(cls, setup: DistributedSetup) -> Self:
+        """Give a current setup to code that wants the older context.
+
+        Args:
+            setup: the setup; its meshes are shared, so closing either closes both.
+
+        Returns:
+            The context; `to_distributed_setup` returns an equal setup while the meshes are left as they are.
+
+        Raises:
+            ValueError: `mesh_context` of the setup was changed, so that its parts no longer fit together.
+        """
+        context = cls._over(setup.mesh_context)
+        context.strategy_config = setup.strategy_config
+        context.pipeline_config = setup.pipeline_config
+        context.moe_config = setup.moe_parallel_config
+        context.activation_checkpointing = setup.activation_checkpointing
+        context._origin = setup  # noqa: SLF001 - of this very class
+        _validate_distributed_setup(context)
+        return context
+
+    def to_distributed_setup(self) -> DistributedSetup:
+        """Give this context to code of the current generation.
+
+        Returns:
+            The setup. Its meshes are shared, so closing either closes both. Its `parallelism_sizes` are those of the
+            setup that this context was made from, or else read from the meshes (`None` without a mesh).
+
+        Raises:
+            ValueError: the parts do not fit together, which `_validate_distributed_setup` says too.
+            TypeError: a configuration is not of this library's class.
+        """
+        setup = DistributedSetup(
+            strategy_config=self.strategy_config,
+            parallelism_sizes=self._asked_sizes(),
+            pipeline_config=self.pipeline_config,
+            activation_checkpointing=self.activation_checkpointing,
+            mesh_context=self._topology(),
+        )
+        # The one field whose name has changed: checked by this name first, so that the message has it.
+        owner: Any = self
+        strategy = None if self.strategy_config is None else strategy_name(self.strategy_config)
+        _check_needed(owner, "moe_config", "ep_size", _sizes_of(setup), strategy)
+        return replace(setup, moe_parallel_config=self.moe_config)
+
+    @classmethod
+    def _over(cls, topology: mesh.MeshContext) -> Self:
+        """Make a context without policies that shares the meshes of another, and closes what that would close."""
+        context = cls(
+            device_mesh=topology.device_mesh, moe_mesh=topology.moe_mesh, process_group=topology.process_group
+        )
+        context._built = topology._built  # noqa: SLF001 - of the class that this one extends
+        return context
+
+    def _topology(self) -> mesh.MeshContext:
+        """Return the part that the current generation calls a context."""
+        topology = mesh.MeshContext(self.device_mesh, self.moe_mesh, process_group=self.process_group)
+        topology._built = self._built  # noqa: SLF001 - of the class that this one extends
+        return topology
+
+    def _asked_sizes(self) -> ParallelismSizes | None:
+        """Return the sizes asked for, where they are known and still those of the meshes, else those there are."""
+        origin = self._origin
+        if origin is not None and origin.device_mesh is self.device_mesh and origin.moe_mesh is self.moe_mesh:
+            return origin.parallelism_sizes
+        if self.device_mesh is None:
+            return None
+        return ParallelismSizes(**{size.name: getattr(self, size.name) for size in fields(ParallelismSizes)})
+
+
+def _validate_distributed_setup(mesh_context: MeshContext) -> None:
+    """Refuse a context whose parts do not fit together; for use after a change to one.
+
+    Megatron-FSDP has no pipeline, expert and sequence parallelism; DDP has no tensor, pipeline, context and expert
+    parallelism and no replicas of shards; a `pipeline_config` wants `pp_size` above 1, a `moe_config` `ep_size`.
+
+    Args:
+        mesh_context: the context.
+
+    Raises:
+        ValueError: the parts do not fit together; the message names the field, its value and what would do.
+        TypeError: a configuration is not of this library's class.
+    """
+    mesh_context.to_distributed_setup()  # a setup is checked when it is made
