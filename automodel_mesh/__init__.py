@@ -10,26 +10,56 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from automodel_mesh.config import DDPConfig, DistributedStrategyConfig, FSDP2Config, MegatronFSDPConfig
+    from automodel_mesh.config import (
+        STRATEGY_MAP,
+        DDPConfig,
+        DistributedSetup,
+        DistributedStrategyConfig,
+        FSDP2Config,
+        MegatronFSDPConfig,
+        MoEParallelizerConfig,
+        PipelineConfig,
+    )
+    from automodel_mesh.init_utils import DistInfo, initialize_distributed
+    from automodel_mesh.loaders import accepts_distributed_setup, resolve_distributed_setup
     from automodel_mesh.mesh import MeshAxisName, MeshContext, ParallelismSizes
     from automodel_mesh.mesh_utils import create_ring_ulysses_mesh, get_flat_mesh, get_fsdp_dp_mesh, get_submesh
 
 __all__ = [
+    "STRATEGY_MAP",
     "DDPConfig",
+    "DistInfo",
+    "DistributedSetup",
     "DistributedStrategyConfig",
     "FSDP2Config",
     "MegatronFSDPConfig",
     "MeshAxisName",
     "MeshContext",
+    "MoEParallelizerConfig",
     "ParallelismSizes",
+    "PipelineConfig",
+    "accepts_distributed_setup",
     "create_ring_ulysses_mesh",
     "get_flat_mesh",
     "get_fsdp_dp_mesh",
     "get_submesh",
+    "initialize_distributed",
+    "resolve_distributed_setup",
 ]
 
 _HOMES = {
-    "automodel_mesh.config": ("DDPConfig", "DistributedStrategyConfig", "FSDP2Config", "MegatronFSDPConfig"),
+    "automodel_mesh.config": (
+        "STRATEGY_MAP",
+        "DDPConfig",
+        "DistributedSetup",
+        "DistributedStrategyConfig",
+        "FSDP2Config",
+        "MegatronFSDPConfig",
+        "MoEParallelizerConfig",
+        "PipelineConfig",
+    ),
+    "automodel_mesh.init_utils": ("DistInfo", "initialize_distributed"),
+    "automodel_mesh.loaders": ("accepts_distributed_setup", "resolve_distributed_setup"),
     "automodel_mesh.mesh": ("MeshAxisName", "MeshContext", "ParallelismSizes"),
     "automodel_mesh.mesh_utils": ("create_ring_ulysses_mesh", "get_flat_mesh", "get_fsdp_dp_mesh", "get_submesh"),
 }

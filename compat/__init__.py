@@ -7,6 +7,7 @@ relies on is used in here and nowhere else.
 from __future__ import annotations
 
 from automodel_mesh.compat.create import init_device_mesh
+from automodel_mesh.compat.ending import leave_world
 from automodel_mesh.compat.errors import (
     MeshArgumentError,
     ProcessGroupDestroyedError,
@@ -62,6 +63,7 @@ __all__ = [
     "get_root_mesh",
     "init_device_mesh",
     "init_fake_world",
+    "leave_world",
     "list_process_groups",
     "live_meshes",
     "live_process_groups",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,37 @@ def destroy_groups(groups: list[ProcessGroup]) -> None:
 def abort_groups(groups: list[ProcessGroup]) -> None:
     """End process groups without waiting for their other members, and empty the list that holds them."""
     _end(groups, _abort)
+
+
+def leave_world() -> list[list[Backend]]:
+    """End all process groups of a process that is about to exit; to be called in a thread that may be left behind.
+
+    It waits for the collectives under way in the groups that torch alone holds, so that no thread of gloo's is left to
+    ask for the GIL when the interpreter is gone. The groups that the program still holds are not waited for.
+
+    Returns:
+        The backends of those groups. Dropping the last reference to one waits for its threads, up to the timeout: so
+        they must be held until the process is gone, beyond the end of the interpreter.
+
+    Raises:
+        ValueError: there is no world.
+        RuntimeError: a backend failed to shut down; NCCL's may, after a peer has died.
+
+    Torch releases:
+        2.6 and 2.7 would wait with the GIL held (see `_backends`). NCCL shuts down its communicators on every release.
+
+    Source:
+        `torch.distributed.destroy_process_group`.
+    """
+    held = [
+        (weakref.ref(group), [group._get_backend(device) for device in group._device_types])
+        for group in distributed_c10d._world.pg_map
+    ]
+    dist.destroy_process_group()
+    for group, backends in held:
+        if group() is None:
+            backends.clear()  # should this last for ever, the list above holds the rest for ever
+    return [backends for _, backends in held]
 
 
 def _end(groups: list[ProcessGroup], end: Callable[[ProcessGroup], None]) -> None:
