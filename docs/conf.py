@@ -27,7 +27,7 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
     release = version = ""
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks/results.md"]  # the latter is a part of benchmarks/index.md
 html_theme = "furo"
 html_title = "automodel-mesh"
 
