@@ -1,6 +1,6 @@
 """The keywords of a loader such as `from_pretrained`: one object says how a model is distributed, or one plain mesh.
 
-A framework's author decorates each loader and reads one argument:
+A framework's author decorates each loader and reads one argument::
 
     class ShardedModel:
         @accepts_distributed_setup
