@@ -84,12 +84,13 @@ def initialize_distributed(backend: str, timeout_minutes: float = 10.0) -> DistI
     Under torchrun, or any launcher that sets `LAUNCHER_VARIABLES`, the ranks meet at `MASTER_ADDR:MASTER_PORT`.
     Without any of these variables the process is a world of its own, which opens no port for others to meet at.
     Where `torch.distributed` is initialised already, that world and its device stay as they are, `timeout_minutes` has
-    no effect, and the local rank is what the environment says, else 0.
+    no effect, and the local rank and local world size are what the environment says, else 0 and 1.
 
     The end of the interpreter (also by an exception, `sys.exit` or Ctrl+C) shuts the world down, if it is one that this
     function made, and if the program has not done so itself. Where all collectives are over, this takes milliseconds
-    and waits for no other rank. Collectives that this rank has started and not waited for get `EXIT_SECONDS`; then the
-    process ends without them, be the other ranks dead, late or stuck.
+    and waits for no other rank. Collectives that this rank has started and not waited for get `EXIT_SECONDS` (none, in
+    a group that the program still refers to); then the process ends without them, be the other ranks dead, late or
+    stuck.
 
     SIGTERM keeps its meaning. Its default action ends the process at once, in whatever it waits, and the system closes
     its connections, so that the other ranks' gloo collectives fail instead of waiting. A handler of Python's could not
@@ -115,7 +116,7 @@ def initialize_distributed(backend: str, timeout_minutes: float = 10.0) -> DistI
             ranks; torch is built without gloo; or the ranks did not meet in time (torch's own error).
 
     Torch releases:
-        The same on all. Without this function a rank of torch 2.6 to 2.9 that leaves with a collective under way stays
+        The same on all. Without this function a rank of torch 2.6 to 2.13 that ends with a collective under way stays
         until the other ranks have come to it, or the timeout is over.
 
     Source:
@@ -256,6 +257,8 @@ def _join_existing(backend: str, names: frozenset[str]) -> DistInfo:
     """Describe the world that somebody else has made, or an earlier call."""
     config = dist.get_backend_config()  # such as "cpu:gloo,cuda:gloo"
     there = {pair.rpartition(":")[2] for pair in config.split(",")}
+    if any(name.startswith("nccl") for name in there):
+        there.add("nccl")  # torch 2.15 has several, such as "nccl2"
     if not names <= there:
         raise ValueError(
             f"backend={backend!r} was asked for, and this process is in a world with {config!r} already: ask for a "
