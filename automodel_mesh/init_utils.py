@@ -273,13 +273,13 @@ def _join_existing(backend: str, names: frozenset[str]) -> DistInfo:
 
 def _require_backends(backend: str, names: frozenset[str]) -> None:
     if "gloo" in names and not dist.is_gloo_available():
-        raise RuntimeError(f"backend={backend!r} needs gloo, and torch {torch.__version__} is built without it")
+        raise RuntimeError(f"backend={backend!r} needs gloo, and torch {compat.TORCH_VERSION} is built without it")
     if "nccl" not in names:
         return
     if not dist.is_nccl_available():
-        why = f"torch {torch.__version__} is built without it"
+        why = f"torch {compat.TORCH_VERSION} is built without it"
     elif not torch.cuda.is_available():
-        why = f"torch {torch.__version__} sees no GPU it could use (is there a driver for one?)"
+        why = f"torch {compat.TORCH_VERSION} sees no GPU it could use (is there a driver for one?)"
     else:
         return
     raise RuntimeError(f"backend={backend!r} needs NCCL, and {why}: ask for backend='gloo' to compute on the CPU")
@@ -315,7 +315,7 @@ class _Keeper:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._world: weakref.ref[ProcessGroup] | None = None
+        self._made: weakref.ref[ProcessGroup] | None = None
         self._device = torch.device("cpu")
         self._asked = threading.Event()
         self._ended = threading.Event()
@@ -325,7 +325,7 @@ class _Keeper:
     def keep(self, device: torch.device) -> None:
         """Take charge of the world that has just been made; an earlier one is gone."""
         world = dist.group.WORLD
-        self._world = None if world is None else weakref.ref(world)
+        self._made = None if world is None else weakref.ref(world)
         self._device = device
 
     def _at_exit(self) -> None:
@@ -342,7 +342,7 @@ class _Keeper:
 
     def _has_world(self) -> bool:
         """Tell whether the world made here is still the current one; no reference to it may outlive this."""
-        return self._world is not None and self._world() is not None and self._world() is dist.group.WORLD
+        return self._made is not None and self._made() is not None and self._made() is dist.group.WORLD
 
     def _wait_and_end(self) -> None:
         self._asked.wait()

@@ -9,12 +9,11 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 import torch.distributed as dist
 from torch.distributed import device_mesh
 
 from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes
-from automodel_mesh.compat import live_process_groups, plain
+from automodel_mesh.compat import TORCH_VERSION, live_process_groups, plain
 from automodel_mesh.testing import fake_world, run_ranks
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
@@ -51,7 +50,7 @@ def report(benchmark: Any, seconds: Iterable[float], **counts: object) -> None:
     rounds = list(seconds)
     left = iter(rounds)
     benchmark.pedantic(lambda: _clock.advance(next(left)), rounds=len(rounds), iterations=1)
-    benchmark.extra_info.update(counts, torch=torch.__version__)
+    benchmark.extra_info.update(counts, torch=str(TORCH_VERSION))
 
 
 def in_fake_world(world: int, measure: Callable[..., Any], *arguments: Any) -> Any:
