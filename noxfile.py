@@ -229,7 +229,7 @@ def bench_results(session: nox.Session, row: Row) -> Path:
 
 def bench_row(session: nox.Session, row: Row) -> None:
     """Run the benchmarks, tests/**/bench_*.py, on torch {torch}, Python {python}."""
-    install(session, "bench", row.torch)
+    install(session, "bench,tests", row.torch)
     results = f"--benchmark-json={bench_results(session, row)}"
     # They fork by themselves; an isolated test's timings would be lost with its process.
     plain = ["-o", "isolate_tests=false", "-o", "python_files=bench_*.py"]
