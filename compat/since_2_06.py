@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
 
 from automodel_mesh.compat import facts
-from automodel_mesh.compat.axes import Axis, axis_size, first_position, fold, native_axes, offsets
+from automodel_mesh.compat.axes import Axis, axis_size, first_position, fold, native_axes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -133,11 +132,7 @@ def make_derived(
     folded: bool,
 ) -> DeviceMesh:
     """Make the slice of the family that this rank is in; torch would make one mesh for every slice of the world."""
-    all_ranks = root.mesh.flatten().tolist()
-    start = first_position(axes, all_ranks.index(dist.get_rank()))
-    ranks = torch.tensor([all_ranks[start + step] for step in _steps(axes)], dtype=torch.int, device="cpu")
-    shape = tuple(axis_size(axis) for axis in axes)
-    mesh = DeviceMesh.from_group(list(groups), root.device_type, ranks.view(shape), mesh_dim_names=names)
+    mesh = DeviceMesh.from_group(list(groups), root.device_type, _ranks_along(root, axes), mesh_dim_names=names)
     mesh.__dict__[_ROOT] = root
     mesh.__dict__[_AXES] = axes
     _register_root(mesh, root, parent)
@@ -187,9 +182,17 @@ def forget_meshes() -> bool:
     return True
 
 
-def _steps(axes: tuple[Axis, ...]) -> list[int]:
+def _ranks_along(root: DeviceMesh, axes: tuple[Axis, ...]) -> torch.Tensor:
+    """Return the part of the root's ranks that lies along these axes, around this rank."""
+    every_rank = root.mesh.contiguous()
+    coordinate = root.get_coordinate() or []
+    own = sum(place * stride for place, stride in zip(coordinate, every_rank.stride(), strict=True))
     # Not folded: the order of the axes is the order of the tensor.
-    return offsets(tuple(pair for axis in axes for pair in axis))
+    pairs = [pair for axis in axes for pair in axis]
+    start = every_rank.storage_offset() + first_position(axes, own)
+    view = every_rank.as_strided([size for size, _ in pairs], [stride for _, stride in pairs], start)
+    # A copy: pickling a view would take the whole root along.
+    return view.reshape([axis_size(axis) for axis in axes]).clone()
 
 
 def _register_root(mesh: DeviceMesh, root: DeviceMesh, parent: DeviceMesh) -> None:

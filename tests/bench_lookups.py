@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from operator import getitem
 from typing import Any
 
 import pytest
@@ -20,22 +22,29 @@ SHAPES = {
     65536: (1, 2, 4096, 1, 8),
 }
 REQUESTS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    'get_flat_mesh(mesh, "tp")': {OURS: lambda mesh: get_flat_mesh(mesh, "tp"), TORCH: lambda mesh: mesh["tp"]},
-    'get_submesh(mesh, ("dp_replicate", "dp_shard_cp"))': {
-        OURS: lambda mesh: get_submesh(mesh, MIXED),
-        TORCH: lambda mesh: mesh[MIXED],
+    'get_flat_mesh(mesh, "tp")': {
+        OURS: lambda mesh: partial(get_flat_mesh, mesh, "tp"),
+        TORCH: lambda mesh: partial(getitem, mesh, "tp"),
     },
-    "get_fsdp_dp_mesh(mesh)": {OURS: get_fsdp_dp_mesh, TORCH: lambda mesh: mesh["dp_replicate", "dp_shard"]},
+    'get_submesh(mesh, ("dp_replicate", "dp_shard_cp"))': {
+        OURS: lambda mesh: partial(get_submesh, mesh, MIXED),
+        TORCH: lambda mesh: partial(getitem, mesh, MIXED),
+    },
+    "get_fsdp_dp_mesh(mesh)": {
+        OURS: lambda mesh: partial(get_fsdp_dp_mesh, mesh),
+        TORCH: lambda mesh: partial(getitem, mesh, ("dp_replicate", "dp_shard")),
+    },
 }
+"""For each request, the call of either side, made of a mesh."""
 
 
 def measure_lookups(whose: str, shape: tuple[int, ...], request: str) -> tuple[float, list[float], int]:
     """Return the seconds of the first lookup, those of repeated ones, and how many groups all of them made."""
     prepare(whose)
     mesh = root_of(built := build(whose, shape))
-    look, groups = REQUESTS[request][whose], len(live_process_groups())
-    first = time_of(lambda: look(mesh))
-    repeated = [time_of(lambda: look(mesh), calls=5000 if whose == OURS else 5) for _ in range(7)]
+    look, groups = REQUESTS[request][whose](mesh), len(live_process_groups())
+    first = time_of(look)
+    repeated = [time_of(look, calls=5000 if whose == OURS else 5) for _ in range(7)]
     del built
     return first, repeated, len(live_process_groups()) - groups
 

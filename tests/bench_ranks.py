@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
     seconds += [build_together() for _ in range(4)]
     dist.barrier()
     mesh = root_of(kept[-1])
-    first = {name: time_of(partial(asked[whose], mesh)) for name, asked in REQUESTS.items()}
+    first = {name: time_of(asked[whose](mesh)) for name, asked in REQUESTS.items()}
     for built in kept:
         if isinstance(built, MeshContext):
             built.close()
