@@ -185,7 +185,7 @@ def forget_meshes() -> bool:
 def _ranks_along(root: DeviceMesh, axes: tuple[Axis, ...]) -> torch.Tensor:
     """Return the part of the root's ranks that lies along these axes, around this rank."""
     every_rank = root.mesh.contiguous()
-    coordinate: list[int] = root.get_coordinate() or []
+    coordinate = tuple(root.get_coordinate() or ())
     own = sum(place * stride for place, stride in zip(coordinate, every_rank.stride(), strict=True))
     # Not folded: the order of the axes is the order of the tensor.
     pairs = [pair for axis in axes for pair in axis]
