@@ -87,9 +87,18 @@ def init_device_mesh(
     labels = names or [f"dim_{dim}" for dim in range(len(shape))]
     groups = table.find_or_make_all(axes, specs, labels)
     with _disable_current_modes():
-        mesh = era.make_root(device_type, members, shape, names, groups)
+        mesh = era.make_root(device_type, _grid(members, shape), names, groups)
     start_family(Family(mesh, table))
     return mesh
+
+
+def _grid(ranks: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Lay the ranks out; those of a whole world come as a range, which needs no walk in Python."""
+    if isinstance(ranks, range):
+        row = torch.arange(ranks.start, ranks.stop, ranks.step, dtype=torch.int, device="cpu")
+    else:
+        row = torch.tensor(ranks, dtype=torch.int, device="cpu")
+    return row.view(shape)
 
 
 def _join_world(device_type: str) -> None:

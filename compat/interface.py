@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -31,12 +32,11 @@ class Era(Protocol):
     def make_root(
         self,
         device_type: str,
-        ranks: Sequence[int],
-        shape: tuple[int, ...],
+        grid: torch.Tensor,
         names: tuple[str, ...] | None,
         groups: Sequence[ProcessGroup],
     ) -> DeviceMesh:
-        """Make a root mesh of these ranks over groups that exist; no groups for a rank outside of it."""
+        """Make a root mesh of a grid of ranks over groups that exist; no groups for a rank outside of it."""
 
     def make_derived(
         self,

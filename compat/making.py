@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend
     from torch.distributed import ProcessGroup
 
-LOCAL_FROM: Final = 64
+LOCAL_FROM: Final = 8
 """From this many groups along an axis on, each rank makes only its own, where the ranks agree that this is safe.
 
-Below it the calls saved are not worth the collective in which they agree."""
+Each call that all ranks make is a rendezvous of the world, and so is the collective in which they agree; what is saved
+with fewer groups is not worth the other way of naming them."""
 
 
 class GroupSpec(NamedTuple):

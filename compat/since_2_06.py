@@ -106,16 +106,14 @@ def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
 
 def make_root(
     device_type: str,
-    ranks: Sequence[int],
-    shape: tuple[int, ...],
+    grid: torch.Tensor,
     names: tuple[str, ...] | None,
     groups: Sequence[ProcessGroup],
 ) -> DeviceMesh:
     """Make a root mesh without letting torch make its groups."""
-    grid = torch.tensor(ranks, dtype=torch.int, device="cpu").view(shape)
     if groups:
         # From 2.7 on, several groups want names; a mesh may have none, so it gets some and loses them again.
-        placeholders = names or tuple(f"dim_{dim}" for dim in range(len(shape)))
+        placeholders = names or tuple(f"dim_{dim}" for dim in range(grid.ndim))
         mesh = DeviceMesh.from_group(list(groups), device_type, grid, mesh_dim_names=placeholders)
         mesh.__dict__["mesh_dim_names"] = names  # a plain attribute in these releases
         return mesh

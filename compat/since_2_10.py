@@ -30,13 +30,11 @@ def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
 
 def make_root(
     device_type: str,
-    ranks: Sequence[int],
-    shape: tuple[int, ...],
+    grid: torch.Tensor,
     names: tuple[str, ...] | None,
     groups: Sequence[ProcessGroup],
 ) -> DeviceMesh:
     """Make a root mesh without letting torch make its groups."""
-    grid = torch.tensor(ranks, dtype=torch.int, device="cpu").view(shape)
     options: dict[str, Any] = {"mesh_dim_names": names, "_init_backend": False}
     if facts.OVERLAP_IS_FOUND_BY_LISTING:
         layout_class: Any = _MeshLayout  # its arguments changed in 2.13

@@ -368,6 +368,16 @@ def test_local_creation_makes_each_rank_only_its_own_groups(
         check_communication(context)
 
 
+def test_a_large_world_has_no_call_for_a_group_of_others(calls: list[Call]) -> None:
+    """Where the ranks agree that it is safe, a rank makes its own groups and no others."""
+    with fake_world(1024, rank=5):
+        context = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=8))
+        made = [group for group in context.process_groups() if group.made_here]
+        assert len(made) == 3  # tp, the data parallel ranks, and the single-rank one
+        assert len(calls) == len(made)
+        context.close()
+
+
 @pytest.mark.ranks(8)
 def test_local_creation_can_be_repeated_after_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups made anew for the same ranks find each other, not what is left in the store of those that are closed."""
