@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import pytest
@@ -9,14 +10,14 @@ import torch.distributed as dist
 
 from automodel_mesh import MeshContext
 from automodel_mesh.testing import run_ranks
-from tests.bench_lookups import REQUESTS
+from tests.bench_lookups import REQUESTS, first_lookup
 from tests.measuring import OURS, TORCH, Footprint, build, prepare, report, reported, root_of, time_of
 
 SHAPES = {"dp_shard 4 x tp 2": (1, 1, 4, 1, 2), "dp_replicate 2 x dp_shard 2 x tp 2": (1, 2, 2, 1, 2)}
 
 
 def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Build five times, each time together; take the first axes of the last one."""
+    """Build five times, all ranks together, and look axes up for the first time on each mesh."""
     prepare(whose)
     kept: list[Any] = []
 
@@ -29,8 +30,8 @@ def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
     added = footprint.added()
     seconds += [build_together() for _ in range(4)]
     dist.barrier()
-    mesh = root_of(kept[-1])
-    first = {name: time_of(asked[whose](mesh)) for name, asked in REQUESTS.items()}
+    roots = [root_of(built) for built in kept]
+    first = {request: median(first_lookup(root, whose, request) for root in roots) for request in REQUESTS}
     for built in kept:
         if isinstance(built, MeshContext):
             built.close()
