@@ -49,12 +49,14 @@ def first_lookup(root: Any, whose: str, request: str) -> float:
 def measure_lookups(whose: str, shape: tuple[int, ...], request: str) -> tuple[float, list[float], int]:
     """Return the seconds of a first lookup, those of repeated ones, and how many groups all of them made."""
     prepare(whose)
-    kept = [build(whose, shape) for _ in range(1 if whose == TORCH and prod(shape) > 16384 else 3)]
-    groups = len(live_process_groups())
-    first = median(first_lookup(root_of(built), whose, request) for built in kept)
+    kept, first, groups = [], [], 0
+    for _ in range(1 if whose == TORCH and prod(shape) > 16384 else 3):
+        kept.append(build(whose, shape))
+        groups = len(live_process_groups())
+        first.append(first_lookup(root_of(kept[-1]), whose, request))
     look = REQUESTS[request][whose](root_of(kept[-1]))
     repeated = [time_of(look, calls=5000 if whose == OURS else 5) for _ in range(7)]
-    return first, repeated, len(live_process_groups()) - groups
+    return median(first), repeated, len(live_process_groups()) - groups
 
 
 @reported

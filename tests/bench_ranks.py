@@ -20,22 +20,24 @@ def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """Build five times, all ranks together, and look axes up for the first time on each mesh."""
     prepare(whose)
     kept: list[Any] = []
-
-    def build_together() -> float:
-        dist.barrier()
-        return time_of(lambda: kept.append(build(whose, shape)))
-
+    seconds: list[float] = []
+    first: list[dict[str, float]] = []
     footprint = Footprint()
-    seconds = [build_together()]
-    added = footprint.added()
-    seconds += [build_together() for _ in range(4)]
+    for _ in range(5):
+        dist.barrier()
+        seconds.append(time_of(lambda: kept.append(build(whose, shape))))
+        added = footprint.added()
+        dist.barrier()
+        first.append({request: first_lookup(root_of(kept[-1]), whose, request) for request in REQUESTS})
     dist.barrier()
-    roots = [root_of(built) for built in kept]
-    first = {request: median(first_lookup(root, whose, request) for root in roots) for request in REQUESTS}
     for built in kept:
         if isinstance(built, MeshContext):
             built.close()
-    return {"seconds": seconds, "added": added, "first": first}
+    return {
+        "seconds": seconds,
+        "added": {what: count // len(kept) for what, count in added.items()},
+        "first": {request: median(found[request] for found in first) for request in REQUESTS},
+    }
 
 
 @reported
