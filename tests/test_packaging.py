@@ -36,6 +36,7 @@ def copy_checkout(target: Path) -> Path:
     """Copy what a clone would hold; links stay links."""
     caches = [
         ".*_cache",
+        ".coverage*",  # they come and go while the suite is measured
         ".hypothesis",
         ".nox",
         ".venv",
