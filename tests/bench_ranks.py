@@ -22,6 +22,7 @@ def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
     kept: list[Any] = []
     seconds: list[float] = []
     first: list[dict[str, float]] = []
+    added: dict[str, int] = {}
     footprint = Footprint()
     for _ in range(5):
         dist.barrier()
