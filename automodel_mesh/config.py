@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.build import resolve_world_size
 from automodel_mesh.dtypes import check_dtype
-from automodel_mesh.fields import as_dict, brief, check_flags, from_dict, one_of_names
+from automodel_mesh.fields import as_dict, brief, check_flags, check_positive, from_dict, one_of_names
 from automodel_mesh.mesh import MeshContext
 from automodel_mesh.pipelining.config import PipelineConfig
 from automodel_mesh.sizes import ParallelismSizes, is_int
@@ -168,7 +167,7 @@ class DistributedSetup:
         """
         sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
         _check_type("parallelism_sizes", sizes, ParallelismSizes)
-        _check_timeout(timeout_minutes)
+        check_positive("timeout_minutes", timeout_minutes, "minutes", default="the backend's own")
         _check_world_size(world_size)
         pipeline = _coerce(PipelineConfig, "pipeline_config", pipeline_config)
         moe = _coerce(MoEParallelizerConfig, "moe_parallel_config", moe_parallel_config)
@@ -279,16 +278,6 @@ def _check_types(setup: DistributedSetup) -> None:
     if setup.moe_parallel_config is not None:
         _check_type("moe_parallel_config", setup.moe_parallel_config, MoEParallelizerConfig, " or None")
     _check_type("mesh_context", setup.mesh_context, MeshContext)
-
-
-def _check_timeout(timeout_minutes: object) -> None:
-    wanted = "give a number of minutes above 0, or None for the backend's own"
-    if timeout_minutes is None:
-        return
-    if isinstance(timeout_minutes, bool) or not isinstance(timeout_minutes, (int, float)):
-        raise TypeError(f"timeout_minutes={timeout_minutes!r} is of type {type(timeout_minutes).__name__}: {wanted}")
-    if not 0 < timeout_minutes < math.inf:
-        raise ValueError(f"timeout_minutes={timeout_minutes} is not above 0 and finite: {wanted}")
 
 
 def _check_world_size(world_size: object) -> None:

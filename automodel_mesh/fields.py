@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
@@ -22,6 +23,7 @@ __all__ = [
     "check_flags",
     "check_list_of_names",
     "check_names",
+    "check_positive",
     "from_dict",
     "is_list",
     "nearest",
@@ -66,6 +68,28 @@ def check_at_least_one(config: DataclassInstance, *names: str, optional: bool = 
             raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
         if value < 1:
             raise ValueError(f"{name}={value} is less than 1: give {wanted}")
+
+
+def check_positive(name: str, value: object, unit: str, *, default: str) -> None:
+    """Require that a value is `None`, or a number above 0 that is finite.
+
+    Args:
+        name: What it is called in messages.
+        value: What was given.
+        unit: What it counts.
+        default: What `None` stands for.
+
+    Raises:
+        TypeError: The value is not a number, or is a bool.
+        ValueError: The number is not above 0, or not finite.
+    """
+    wanted = f"give a number of {unit} above 0, or None for {default}"
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: {wanted}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value} is not above 0 and finite: {wanted}")
 
 
 def check_choice(config: DataclassInstance, name: str, choices: Iterable[object]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
-from automodel_mesh.fields import as_dict, check_choice, check_flags, check_names, one_of_names
+from automodel_mesh.fields import as_dict, check_choice, check_flags, check_names, check_positive, one_of_names
 from automodel_mesh.sizes import is_int
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class DDPConfig:
 
     def __post_init__(self) -> None:
         check_flags(self, "broadcast_buffers", "find_unused_parameters", "gradient_as_bucket_view", "static_graph")
-        _check_bucket(self.bucket_cap_mb)
+        check_positive("bucket_cap_mb", self.bucket_cap_mb, "MiB", default="torch's own")
         _settle_activation_checkpointing(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -289,13 +289,3 @@ def _check_reshard_to(value: object) -> None:
         raise TypeError(f"reshard_after_forward={value!r} is of type {type(value).__name__}: {wanted}")
     if value < 1:
         raise ValueError(f"reshard_after_forward={value} is less than 1: {wanted}")
-
-
-def _check_bucket(value: object) -> None:
-    wanted = "give a number of MiB above 0, or None for torch's own"
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"bucket_cap_mb={value!r} is of type {type(value).__name__}: {wanted}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"bucket_cap_mb={value} is not above 0 and finite: {wanted}")

@@ -45,10 +45,7 @@ def leave_world() -> list[list[Backend]]:
     Source:
         `torch.distributed.destroy_process_group`.
     """
-    held = [
-        (weakref.ref(group), [group._get_backend(device) for device in group._device_types])
-        for group in distributed_c10d._world.pg_map
-    ]
+    held = [(weakref.ref(group), _backends_of(group)) for group in distributed_c10d._world.pg_map]
     dist.destroy_process_group()
     for group, backends in held:
         if group() is None:
@@ -71,7 +68,11 @@ def _backends(groups: list[ProcessGroup]) -> list[Backend]:
     """
     if not facts.GROUPS_END_UNDER_THE_GIL:
         return []
-    return [group._get_backend(device) for group in groups for device in group._device_types]
+    return [backend for group in groups for backend in _backends_of(group)]
+
+
+def _backends_of(group: ProcessGroup) -> list[Backend]:
+    return [group._get_backend(device) for device in group._device_types]
 
 
 def _abort(group: ProcessGroup) -> None:
