@@ -6,6 +6,7 @@ Nothing of the library uses this module. Where a release has no such call, it fa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import device_mesh
@@ -75,6 +76,11 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
 def get_coordinate(mesh: DeviceMesh) -> Any:
     """Call `DeviceMesh.get_coordinate`."""
     return mesh.get_coordinate()
+
+
+def set_timeout(options: Any, timeout: timedelta) -> None:
+    """Set the timeout inside a backend's options, which have no public name for it."""
+    options._timeout = timeout
 
 
 def fake_tensor_mode() -> Any:

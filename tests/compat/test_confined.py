@@ -1,100 +1,131 @@
-"""Private names of torch are used in `compat/` and nowhere else, and versions are compared in one place."""
+"""Private names of torch are used in `compat/` alone; each has an entry in the ledger, and each entry a use."""
 
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.release_independent
+from automodel_mesh.tracking.ledger import Entry, load_ledger
+from automodel_mesh.tracking.uses import Use, compat_sources, uses_in
 
 CHECKOUT = Path(__file__).parents[2]
-MESH_WORDS = re.compile(
-    r"^_(mesh_resources|flatten|unflatten|concatenate|flatten_mapping|get_root_mesh|root_mesh|layout|rank_map|"
-    r"dim_group_names|dim_group_infos|pg_registry|init_backend|get_slice_mesh_layout|create_sub_mesh|world|"
-    r"resolve_process_group|get_default_group|set_mesh_dim_group_options|device_type|coordinate_on_dim)$"
-)
+WRITES_ABOUT_THE_LEDGER = ("tests/tracking/", "tests/compat/test_confined.py")
+"""Where names of the ledger may stand in strings."""
 
 
-def sources() -> list[Path]:
-    """Every Python file of the project outside `compat/` and outside hidden folders."""
-    found = []
+@functools.cache
+def entries() -> tuple[Entry, ...]:
+    """Return the entries of the ledger, which is read once."""
+    return load_ledger().entries
+
+
+def sources() -> dict[str, str]:
+    """Return the text of every Python file of the project outside `compat/`, hidden folders and builds, by its path."""
+    found: dict[str, str] = {}
     for path in sorted(CHECKOUT.rglob("*.py")):
         parts = path.relative_to(CHECKOUT).parts
-        in_compat = parts[0] == "compat" or parts[:2] == ("automodel_mesh", "compat")
-        if not in_compat and not any(part.startswith(".") or part in {"build", "dist"} for part in parts):
-            found.append(path)
+        hidden = any(part.startswith(".") or part in {"build", "dist"} for part in parts)
+        if not hidden and parts[0] != "compat" and parts[:2] != ("automodel_mesh", "compat"):
+            found["/".join(parts)] = path.read_text()
     return found
 
 
-def private(dotted: str) -> bool:
-    """Tell whether a dotted name has a part that begins with one underscore."""
-    return any(part.startswith("_") and not part.startswith("__") for part in dotted.split("."))
-
-
-def private_uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield every use of a private torch name: imports, attributes, and names given as strings to getattr and kin."""
+def names_of_our_own(tree: ast.AST) -> set[str]:
+    """Return what some code defines: functions, classes, variables and attributes."""
+    found: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, one.name) for one in node.names if _of_torch(one.name) and private(one.name))
-        elif isinstance(node, ast.ImportFrom) and node.module and _of_torch(node.module):
-            names = [f"{node.module}.{one.name}" for one in node.names]
-            yield from ((node.lineno, name) for name in names if private(name))
-        elif isinstance(node, ast.Attribute):
-            dotted = _dotted(node)
-            if (_of_torch(dotted) and private(dotted)) or MESH_WORDS.match(node.attr):
-                yield node.lineno, dotted
-        elif isinstance(node, ast.keyword) and node.arg and MESH_WORDS.match(node.arg):
-            yield node.value.lineno, node.arg
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {
-            "getattr",
-            "hasattr",
-            "setattr",
-            "delattr",
-        }:
-            texts = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-            yield from ((node.lineno, text) for text in texts if MESH_WORDS.match(text))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return found
 
 
-def _dotted(node: ast.AST) -> str:
-    if isinstance(node, ast.Attribute):
-        return f"{_dotted(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else ""
+def violations(texts: dict[str, str]) -> list[str]:
+    """List the uses of private torch names in some files: of the ledger's, and of all that are not defined in them."""
+    of_torch = {entry.identifier for entry in entries() if entry.identifier.startswith("_")} - {"__init__"}
+    ours = set[str]().union(*(names_of_our_own(ast.parse(text)) for text in texts.values()))
+
+    def is_wrong(path: str, use: Use) -> bool:
+        if use.how == "string":
+            return use.name in of_torch and not path.startswith(WRITES_ABOUT_THE_LEDGER)
+        return use.name in of_torch or use.how == "import" or use.name not in ours
+
+    return [
+        f"{path}, line {use.line}: {use.name}"
+        for path, text in texts.items()
+        for use in uses_in(text, path)
+        if is_wrong(path, use)
+    ]
 
 
-def _of_torch(dotted: str) -> bool:
-    return dotted.split(".", maxsplit=1)[0] in {"torch", "dist", "distributed_c10d", "c10d"}
+@functools.cache
+def uses_in_compat() -> tuple[Use, ...]:
+    """Return the uses of private names in `compat/`, and of the public ones that the ledger has."""
+    public = {name for entry in entries() for name in (entry.through or entry.identifier,) if not name.startswith("_")}
+    return tuple(use for module, text in compat_sources().items() for use in uses_in(text, module, public))
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(CHECKOUT)))
-def test_no_private_torch_name_outside_compat(path: Path) -> None:
-    """No file outside `compat/` imports or touches a private torch name, by attribute or by string."""
-    uses = list(private_uses(ast.parse(path.read_text())))
-    assert not uses, f"{path}: move these into compat/: {uses}"
+def answers_for(entry: Entry, use: Use) -> bool:
+    """Tell whether an entry is about what a use names: a keyword is a parameter, and so is its name as a string."""
+    if use.name != (entry.through or entry.identifier):
+        return False
+    parameters = {other.identifier for other in entries() if other.is_parameter}
+    names_a_parameter = use.how == "keyword" or (use.how == "string" and use.name in parameters)
+    return use.how == "import" or names_a_parameter == entry.is_parameter
 
 
+def test_no_private_torch_name_outside_compat() -> None:
+    """No file outside `compat/` imports or touches a private torch name, by attribute, keyword or string."""
+    found = violations(sources())
+    assert not found, "move these into compat/:\n" + "\n".join(found)
+
+
+@pytest.mark.release_independent
 @pytest.mark.parametrize(
     "code",
     [
         "from torch.testing._internal import x",
         "import torch._C",
         "mesh._flatten('a')",
-        "torch.distributed.distributed_c10d._world",
+        "import torch\ntorch.distributed.distributed_c10d._world",
         "getattr(mesh, '_get_root_mesh')",
+        "hasattr(mesh, '_layout')",
         "DeviceMesh('cpu', ranks, _init_backend=False)",
+        "mesh._a_name_that_no_ledger_has",
     ],
 )
 def test_the_check_sees_private_uses(code: str) -> None:
     """The check above finds what it is meant to find."""
-    assert list(private_uses(ast.parse(code)))
+    assert violations({"automodel_mesh/x.py": code})
 
 
+def test_every_private_name_has_an_entry_in_the_ledger() -> None:
+    """What `compat/` uses of torch's private names is in the ledger, each name of them."""
+    missing = [use for use in uses_in_compat() if not any(answers_for(entry, use) for entry in entries())]
+    assert not missing, "enter these in compat/ledger.toml:\n" + "\n".join(map(str, missing))
+
+
+def test_every_entry_of_the_ledger_is_used_as_it_says() -> None:
+    """An entry names exactly the functions that use its name; one that stands for another name, some that use that."""
+    wrong: list[str] = []
+    for entry in entries():
+        found = {use.place for use in uses_in_compat() if use.how != "import" and answers_for(entry, use)}
+        stated = set(entry.used_by)
+        if not stated or (stated != found if entry.through is None else not stated <= found):
+            wrong.append(f"{entry.name}: it says {sorted(stated)}, and the code {sorted(found)}")
+    assert not wrong, "correct `used_by` in compat/ledger.toml, or remove the entry:\n" + "\n".join(wrong)
+
+
+@pytest.mark.release_independent
 def test_versions_are_compared_in_one_place() -> None:
-    """`torch.__version__` is read in the files that speak about it only, and parsed in one."""
-    readers = [path for path in sources() if "torch.__version__" in path.read_text()]
+    """The version of the installed torch is read in the files that speak about it only, and parsed in one."""
+    readers = {path.rpartition("/")[2] for path, text in sources().items() if "torch.__version__" in text}
     allowed = {
         "doctor.py",
         "cli.py",
@@ -106,6 +137,6 @@ def test_versions_are_compared_in_one_place() -> None:
         "test_doctor.py",
         "noxfile.py",
     }
-    assert {path.name for path in readers} <= allowed
+    assert readers <= allowed
     inside = [path.name for path in sorted((CHECKOUT / "compat").glob("*.py")) if "Version(" in path.read_text()]
     assert inside == ["support.py"]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_mesh import compat
+from automodel_mesh.compat import plain
 from automodel_mesh.testing import fake_world
 from tests.compat.oracle import Grid
 
@@ -113,7 +114,7 @@ def test_options_and_their_timeout_reach_every_group_of_the_axis(monkeypatch: py
     if not dist.is_nccl_available():
         pytest.skip("this torch build has no NCCL, and so no public options class")
     options = dist.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=77)
+    plain.set_timeout(options, timedelta(seconds=77))
     calls: list[tuple[Any, ...]] = []
     real = dist.new_group
 
