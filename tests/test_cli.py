@@ -234,6 +234,15 @@ def test_version() -> None:
 
 
 @pytest.mark.release_independent
+def test_commands() -> None:
+    """The help names each command, and needs neither torch nor any extra."""
+    done = command("--help", program=WITHOUT_EXTRAS.replace('["rich"', '["torch", "requests", "pypi_simple", "rich"'))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^    doctor +check the contract", done.stdout, re.MULTILINE)
+    assert re.search(r"^    track +say what a torch", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.release_independent
 def test_help() -> None:
     """The help of the command says what each exit status means."""
     done = command("doctor", "--help")
