@@ -20,9 +20,11 @@ machine lacks.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,7 +244,15 @@ def examples_row(session: nox.Session, row: Row) -> None:
     session.run("pytest", "tests/test_examples.py", *session.posargs)
 
 
+def plain(session: nox.Session, row: Row) -> None:
+    """Show what the calls of torch {torch} do themselves, Python {python}; its failures are what we mend."""
+    install(session, "tests", row.torch)
+    session.run("python", "docs/plain_torch.py")
+    session.run("pytest", "tests/compat", "--plain-torch", *session.posargs, success_codes=[0, 1])
+
+
 add_sessions("tests", ROWS, tests, tags=["matrix"])
+add_sessions("plain", ROWS, plain, tags=["plain"])
 add_sessions("cuda", ROWS, cuda, tags=["cuda"])
 add_sessions("bench", BENCH_ROWS, bench_row, tags=["bench"])
 add_sessions("examples", EXAMPLE_ROWS, examples_row, tags=["examples"])
@@ -318,6 +328,41 @@ def coverage(session: nox.Session) -> None:
             session.run("coverage", "run", "-m", "pytest", *test_options(ROWS[label]), *session.posargs)
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
+
+
+@nox.session(python=TOOLS_PYTHON)
+def track(session: nox.Session) -> None:
+    """Compare the newest torch on the index, and the nightly where its index is known, with the ledger.
+
+    What follows -- goes to `automodel-mesh track` instead. torch itself is not installed.
+    """
+    session.install("packaging", *tools("rich", extra="cli"), *tools("pypi-simple", "remotezip", extra="track"))
+    command = ("python", "-m", "automodel_mesh", "track")
+    if session.posargs:
+        session.run(*command, *session.posargs)
+        return
+    reports = Path(os.environ.get("AUTOMODEL_MESH_REPORTS") or session.cache_dir / "track")
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    targets = {"newest": ["newest"]}
+    if nightly := os.environ.get("AUTOMODEL_MESH_NIGHTLY_INDEX"):
+        targets["nightly"] = ["nightly", "--index-url", nightly]
+    else:
+        session.log("the nightly is not looked at: AUTOMODEL_MESH_NIGHTLY_INDEX names no index that has it")
+    changed = [name for name, what in targets.items() if track_one(session, [*command, *what], reports / name)]
+    (reports / "changed").write_text("".join(f"{name}\n" for name in changed))
+
+
+def track_one(session: nox.Session, command: list[str], report: Path) -> bool:
+    """Write what `track` says of a torch, as Markdown and as JSON; tell whether there is anything new about it."""
+    known, breaks, needs_a_look = 0, 1, 3
+    for form, suffix in (("--markdown", ".md"), ("--json", ".json")):
+        with report.with_suffix(suffix).open("w") as file:
+            codes = [known, breaks, needs_a_look]
+            session.run(*command, form, stdout=file, stderr=sys.stderr, success_codes=codes)
+    found = json.loads(report.with_suffix(".json").read_text())
+    session.log(f"torch {found['torch']}: {found['verdict']}, see {report.with_suffix('.md')}")
+    return bool(found["verdict"] != "known")
 
 
 @nox.session(python=TOOLS_PYTHON)

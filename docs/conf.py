@@ -1,9 +1,10 @@
-"""Configuration of Sphinx, and the directives that read ci_matrix/torch.toml, so that no page repeats it."""
+"""Configuration of Sphinx, and the directive that reads the matrix and the ledger, so that no page repeats them."""
 
 from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 import tomllib
@@ -11,12 +12,16 @@ from packaging.version import Version
 from sphinx.util.docutils import SphinxDirective
 
 from automodel_mesh.compat.support import era_name
+from automodel_mesh.tracking.callers import public_callers
+from automodel_mesh.tracking.ledger import load_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from docutils import nodes
     from sphinx.application import Sphinx
+
+    from automodel_mesh.tracking.ledger import Entry, Ledger
 
 project = "automodel-mesh"
 author = "The automodel-mesh authors"
@@ -32,6 +37,7 @@ html_theme = "furo"
 html_title = "automodel-mesh"
 
 myst_heading_anchors = 3
+myst_enable_extensions = ["deflist"]
 
 # Docstrings are Google style, in Markdown's spirit: a single backtick means code.
 default_role = "code"
@@ -48,7 +54,8 @@ autodoc_type_aliases = {
     "DistributedStrategyConfig": "DistributedStrategyConfig",
 }
 
-MATRIX = Path(__file__).parents[1] / "ci_matrix" / "torch.toml"
+CHECKOUT = Path(__file__).parents[1]
+MATRIX = CHECKOUT / "ci_matrix" / "torch.toml"
 
 
 def labelled_rows() -> list[tuple[str, dict[str, Any]]]:
@@ -93,23 +100,83 @@ def failure_table() -> list[str]:
     return ["| torch | test | reason |", "|---|---|---|", *found] if found else ["None."]
 
 
-class MatrixTable(SphinxDirective):
-    """`{matrix-table} releases`, `cuda` or `expected-failures`: a table made from the matrix at build time."""
+def ledger_table() -> list[str]:
+    """Show what each release has under the names of the ledger: a letter for each thing that a name has been."""
+    ledger = load_ledger()
+    lines = [f"| name | {' | '.join(ledger.releases)} |", "|---" * (len(ledger.releases) + 1) + "|"]
+    for entry in ledger.entries:
+        forms = [known.get(entry.name) for known in ledger.forms.values()]
+        seen = list(dict.fromkeys(form for form in forms if form is not None))
+        letters = ["" if form is None else ascii_uppercase[seen.index(form)] for form in forms]
+        lines.append(f"| `{short_name(entry)}` | {' | '.join(letters)} |")
+    return lines
+
+
+def ledger_entries() -> list[str]:
+    """Show each entry of the ledger, by the module that defines the name."""
+    ledger, lines = load_ledger(), list[str]()
+    for module in dict.fromkeys(entry.name.partition(":")[0] for entry in ledger.entries):
+        lines += [f"### {module}", ""]
+        for entry in ledger.entries:
+            if entry.name.partition(":")[0] == module:
+                lines += [*ledger_entry(ledger, entry), ""]
+    return lines
+
+
+def short_name(entry: Entry) -> str:
+    """Name an entry without its module, but for what is the module's own."""
+    module, _, path = entry.name.partition(":")
+    return path if len(path) > 1 else f"{module.rpartition('.')[2]}{'.*' if path else ''}"
+
+
+def signatures(ledger: Ledger, entry: Entry) -> list[str]:
+    """Show the signatures that a name has had, each with the releases that have it."""
+    spans: dict[str, list[str]] = {}
+    for release, forms in ledger.forms.items():
+        if entry.name in forms and not entry.is_list_of_members:
+            spans.setdefault(forms[entry.name].signature, []).append(release)
+    return [
+        f"`{signature}`: {releases[0]}{f' to {releases[-1]}' if len(releases) > 1 else ''}"
+        for signature, releases in spans.items()
+    ]
+
+
+def ledger_entry(ledger: Ledger, entry: Entry) -> list[str]:
+    """Show a name: when it is needed, what for, and what to do when it goes."""
+    needed = f"from {entry.since}" if entry.since else "on every release"
+    needed += (
+        f" until {entry.until}" if entry.until and entry.since else f" before {entry.until}" if entry.until else ""
+    )
+    through = f", through `{entry.through}`" if entry.through else ""
+    reached = code(list(public_callers(entry.used_by))) or "tests alone"
+    return [
+        f"`{short_name(entry)}` - needed {needed}{through}",
+        f": {entry.use} *If it goes or changes:* {entry.remedy}",
+        f"  Used by {code(list(entry.used_by))}; reaches {reached}.",
+        *(f"  {line}." for line in ["; ".join(signatures(ledger, entry))] if line),
+    ]
+
+
+class FromData(SphinxDirective):
+    """`{from-data} releases`, for one: a part of a page that is made from the project's data at build time."""
 
     required_arguments = 1
-    TABLES: dict[str, Callable[[], list[str]]] = {  # noqa: RUF012 - docutils reads classes, not instances
+    PARTS: dict[str, Callable[[], list[str]]] = {  # noqa: RUF012 - docutils reads classes, not instances
         "releases": release_table,
         "cuda": cuda_table,
         "expected-failures": failure_table,
+        "ledger-table": ledger_table,
+        "ledger-entries": ledger_entries,
     }
 
     def run(self) -> list[nodes.Node]:
-        """Make the table."""
-        self.env.note_dependency(str(MATRIX))
-        return self.parse_text_to_nodes("\n".join(self.TABLES[self.arguments[0]]()))
+        """Make the part."""
+        for file in (MATRIX, *(CHECKOUT / "compat").glob("ledger.*")):
+            self.env.note_dependency(str(file))
+        return self.parse_text_to_nodes("\n".join(self.PARTS[self.arguments[0]]()), allow_section_headings=True)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive."""
-    app.add_directive("matrix-table", MatrixTable)
+    app.add_directive("from-data", FromData)
     return {"parallel_read_safe": True}
