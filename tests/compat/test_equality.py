@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from itertools import combinations
+from typing import Any
 
-from torch.distributed.device_mesh import init_device_mesh
+import pytest
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from automodel_mesh import compat
 from automodel_mesh.compat import plain
@@ -43,3 +46,16 @@ def test_a_mixed_slice_equals_the_one_of_torch() -> None:
             warnings.simplefilter("ignore")  # the warning about slicing flattened axes, which ours does not give
             expected = theirs["a", "bc"]
         assert compat.slice_mesh(ours, ("a", "bc")) == expected
+
+
+def test_derived_meshes_inherit_how_the_root_orders_ranks() -> None:
+    """A slice of a mesh that torch made to preserve the order of its ranks preserves it too, as torch's own does."""
+    if "preserve_rank_order" not in inspect.signature(DeviceMesh).parameters:
+        pytest.skip("this torch has one way to order ranks only")
+    preserving: dict[str, Any] = {"preserve_rank_order": True}
+    with fake_world(8, rank=3):
+        ranks = [[0, 1, 2, 3], [4, 5, 6, 7]]
+        root, other = (DeviceMesh("cpu", ranks, mesh_dim_names=("a", "b"), **preserving) for _ in range(2))
+        assert compat.slice_mesh(root, "b") == other["b"]
+        assert compat.slice_mesh(root, "b") != DeviceMesh("cpu", ranks, mesh_dim_names=("a", "b"))["b"]
+        assert compat.flatten(root, "ab") == plain.flatten(other, "ab")
