@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import pytest
 
 from automodel_mesh import doctor_checks
 from automodel_mesh.cli import main
+from tests.terminals import on_a_terminal
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,28 +55,6 @@ def command(*arguments: str, program: str | None = None) -> subprocess.Completed
     start = ["-m", "automodel_mesh"] if program is None else ["-c", program]
     line = [sys.executable, *start, *arguments]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-
-
-def on_a_terminal(*arguments: str, program: str) -> tuple[int, str]:
-    """Run a program with a terminal for its output; return its exit status and what the terminal saw."""
-    ours, theirs = os.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
-    line = [sys.executable, "-c", program, *arguments]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
-    os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError as error:
-            if error.errno != errno.EIO:  # what Linux says once the other side is closed
-                raise
-            chunk = b""
-        if not chunk:
-            break
-        seen += chunk
-    os.close(ours)
-    return process.wait(), seen.decode()
 
 
 def check_document(document: dict[str, Any]) -> None:
@@ -156,7 +133,7 @@ def test_failing_check_as_json() -> None:
 def test_terminal_with_rich() -> None:
     """On a terminal with rich there is a table, and failures keep their text as it is."""
     pytest.importorskip("rich")
-    status, seen = on_a_terminal("doctor", "--ranks", "2", program=FAILING_RUN)
+    status, seen, _ = on_a_terminal(FAILING_RUN, ["doctor", "--ranks", "2"])
     assert status == 1
     assert "┃" in seen
     assert "[bold]rank one[/bold] is not amused" in seen
@@ -167,7 +144,7 @@ def test_terminal_with_rich() -> None:
 def test_terminal_without_rich() -> None:
     """On a terminal without rich a line says what is being checked, and goes when the check ends."""
     program = FAILING_RUN.replace("import sys\n", "import sys\nsys.modules['rich'] = None\n", 1)
-    status, seen = on_a_terminal("doctor", "--ranks", "2", program=program)
+    status, seen, _ = on_a_terminal(program, ["doctor", "--ranks", "2"])
     assert status == 1
     assert "\r\x1b[2Kchecking broken ...\r\x1b[2KFAILED" in seen
     assert "┃" not in seen

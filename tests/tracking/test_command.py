@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,6 +20,7 @@ from packaging.version import Version
 from automodel_mesh.cli import main
 from automodel_mesh.tracking.command import _amount, _Line
 from automodel_mesh.tracking.ledger import load_ledger
+from tests import terminals
 
 pytestmark = pytest.mark.release_independent
 
@@ -51,33 +50,8 @@ def command(*arguments: str, program: str = PROGRAM, cwd: Path = ROOT) -> subpro
 
 
 def on_a_terminal(*arguments: str, program: str = PROGRAM, piped: bool = False) -> tuple[int, str, str]:
-    """Run the command with a terminal of 60 columns for its output, or for stderr alone.
-
-    Returns:
-        The exit status, what the terminal saw, and what came through the pipe that stdout then was.
-    """
-    ours, theirs = os.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "60", "LINES": "40"}
-    line = [sys.executable, "-c", program, "track", *arguments]
-    stdout = subprocess.PIPE if piped else theirs
-    process = subprocess.Popen(line, cwd=ROOT, stdout=stdout, stderr=theirs, stdin=theirs, env=environment)
-    os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError as error:
-            if error.errno != errno.EIO:  # what Linux says once the other side is closed
-                raise
-            chunk = b""
-        if not chunk:
-            break
-        seen += chunk
-    os.close(ours)
-    through_pipe = process.stdout.read().decode() if process.stdout else ""
-    if process.stdout:
-        process.stdout.close()
-    return process.wait(), seen.decode().replace("\r\n", "\n"), through_pipe
+    """Run the command on a terminal of 60 columns; see `terminals.on_a_terminal`."""
+    return terminals.on_a_terminal(program, ["track", *arguments], columns=60, piped=piped)
 
 
 def release() -> str:

@@ -8,7 +8,6 @@ import pytest
 from packaging.version import Version
 
 from automodel_mesh.compat import NEWEST_TESTED_TORCH
-from automodel_mesh.tracking.cache import default_cache
 from automodel_mesh.tracking.compare import compare
 from automodel_mesh.tracking.findings import Comparison
 from automodel_mesh.tracking.ledger import load_ledger
@@ -26,7 +25,7 @@ def sources_of(release: str, paths: tuple[str, ...]) -> Sources:
     if Version(INSTALLED) != NEWEST_TESTED_TORCH:
         pytest.skip(f"the sessions of torch {release} and of torch {NEWEST_TESTED_TORCH} read it")
     try:
-        return read_sources(release, paths, cache=default_cache())
+        return read_sources(release, paths)
     except SourcesError as error:
         pytest.skip(f"torch {release} is not installed, and cannot be read from an index: {error}")
 
