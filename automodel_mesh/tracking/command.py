@@ -199,7 +199,7 @@ def _look(options: argparse.Namespace) -> tuple[Comparison, Ledger | None]:
     from automodel_mesh.tracking.cache import default_cache  # noqa: PLC0415
     from automodel_mesh.tracking.compare import compare  # noqa: PLC0415
     from automodel_mesh.tracking.ledger import load_ledger  # noqa: PLC0415
-    from automodel_mesh.tracking.sources import read_sources  # noqa: PLC0415
+    from automodel_mesh.tracking.reading import read_sources  # noqa: PLC0415
 
     cache = default_cache() if options.cache is None else options.cache
     ledger = load_ledger()

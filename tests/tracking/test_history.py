@@ -11,7 +11,8 @@ from automodel_mesh.compat import NEWEST_TESTED_TORCH
 from automodel_mesh.tracking.compare import compare
 from automodel_mesh.tracking.findings import Comparison
 from automodel_mesh.tracking.ledger import load_ledger
-from automodel_mesh.tracking.sources import Sources, SourcesError, read_sources
+from automodel_mesh.tracking.reading import read_sources
+from automodel_mesh.tracking.sources import Sources, SourcesError
 
 INSTALLED = Version(metadata.version("torch")).base_version
 MESHES = "torch.distributed.device_mesh:"

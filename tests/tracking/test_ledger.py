@@ -20,7 +20,8 @@ from automodel_mesh.testing import fake_world
 from automodel_mesh.tracking import ledger as ledgers
 from automodel_mesh.tracking.callers import public_callers
 from automodel_mesh.tracking.ledger import Entry, Form, Ledger, LedgerError, forms_of, load_ledger
-from automodel_mesh.tracking.sources import Sources, read_sources
+from automodel_mesh.tracking.reading import read_sources
+from automodel_mesh.tracking.sources import Sources
 
 MATRIX = Path(__file__).parents[2] / "ci_matrix" / "torch.toml"
 INSTALLED = Version(metadata.version("torch")).base_version

@@ -13,7 +13,8 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import pytest
 from packaging.version import Version
 
-from automodel_mesh.tracking.sources import SourcesError, Watch, read_sources
+from automodel_mesh.tracking.reading import read_sources
+from automodel_mesh.tracking.sources import SourcesError, Watch
 
 MESH = "torch/distributed/device_mesh.py"
 LACKING = "torch/distributed/no_such_file.py"
@@ -76,7 +77,7 @@ def test_torch_is_not_imported() -> None:
     """Reading the installed torch imports neither torch nor what only an index needs."""
     program = (
         "import sys\n"
-        "from automodel_mesh.tracking.sources import read_sources\n"
+        "from automodel_mesh.tracking.reading import read_sources\n"
         f"assert read_sources('installed', ['{MESH}']).files\n"
         "assert not {'torch', 'requests', 'pypi_simple', 'remotezip'} & set(sys.modules)\n"
     )
