@@ -243,7 +243,9 @@ def test_interrupted() -> None:
     pytest.importorskip("pypi_simple")
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/simple"
-        line = [sys.executable, "-c", PROGRAM, "track", "newest", "--index-url", url]
+        # A shell starts what it runs in the background with SIGINT ignored, and so all that is started from there.
+        heeding = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{PROGRAM}"
+        line = [sys.executable, "-c", heeding, "track", "newest", "--index-url", url]
         process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         connection, _ = server.accept()
         with connection:
