@@ -251,7 +251,7 @@ def plain(session: nox.Session, row: Row) -> None:
     """Show what the calls of torch {torch} do themselves, Python {python}; its failures are what we mend."""
     install(session, "tests", row.torch)
     session.run("python", "docs/plain_torch.py")
-    session.run("pytest", "tests/compat", "--plain-torch", *session.posargs, success_codes=[0, 1])
+    session.run("pytest", "--numprocesses=2", "tests/compat", "--plain-torch", *session.posargs, success_codes=[0, 1])
 
 
 add_sessions("tests", ROWS, tests, tags=["matrix"])
