@@ -42,9 +42,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
+from automodel_mesh.terminal import ERASE_LINE, rich_module
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import ModuleType
 
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -61,7 +62,6 @@ UNUSABLE: Final = 2
 
 _MARKS: Final = {"passed": "ok", "failed": "FAILED", "not run": "not run"}
 _COLOURS: Final = {"passed": "green", "failed": "bold red", "not run": "yellow"}
-_ERASE_LINE: Final = "\r\x1b[2K"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -169,17 +169,9 @@ class _Display(Protocol):
 def _display(*, as_json: bool, number: int, version: str) -> _Display:
     if as_json:
         return _JsonDisplay(sys.stderr, sys.stderr, version)
-    if sys.stdout.isatty() and (rich := _rich()) is not None:
-        return _RichDisplay(rich.Console(highlight=False), number)
+    if sys.stdout.isatty() and (console := rich_module("console")) is not None:
+        return _RichDisplay(console.Console(highlight=False), number)
     return _PlainDisplay(sys.stdout, sys.stderr)
-
-
-def _rich() -> ModuleType | None:
-    try:
-        import rich.console  # noqa: PLC0415 - an extra, and used on terminals only
-    except ImportError:
-        return None
-    return rich.console
 
 
 class _PlainDisplay:
@@ -200,13 +192,13 @@ class _PlainDisplay:
     def started(self, check: Check) -> None:
         """Say what is being checked, on a line that goes when it ends."""
         if self._live is not None:
-            self._live.write(f"{_ERASE_LINE}checking {check.name} ...")
+            self._live.write(f"{ERASE_LINE}checking {check.name} ...")
             self._live.flush()
 
     def finished(self, result: CheckResult) -> None:
         """Write the line of a check."""
         if self._live is not None:
-            self._live.write(_ERASE_LINE)
+            self._live.write(ERASE_LINE)
             self._live.flush()
         self._write([f"{_MARKS[result.status]:7} {result.seconds:6.2f} s  {result.name:22}  {result.promise}"])
 

@@ -43,11 +43,12 @@ def public_callers(places: Iterable[str]) -> tuple[str, ...]:
 def _graph() -> tuple[Mapping[str, set[str]], Mapping[str, str]]:
     """Return who calls each place, and the public name of each place that has one."""
     trees = {module: ast.parse(source) for module, source in compat_sources().items()}
-    places = {place for module, tree in trees.items() for place in _places(module, tree)}
+    nodes_of = {module: _places(module, tree) for module, tree in trees.items()}
+    places = {place for found in nodes_of.values() for place in found}
     callers: dict[str, set[str]] = {}
     for module, tree in trees.items():
         imported = _imported(tree)
-        for place, nodes in _places(module, tree).items():
+        for place, nodes in nodes_of[module].items():
             for called in _called(module, nodes, imported, places):
                 callers.setdefault(called, set()).add(place)
     public = {path: name for name, path in _imported(trees["__init__"]).items() if path in places}

@@ -43,6 +43,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
+from automodel_mesh.terminal import ERASE_LINE, rich_module
 from automodel_mesh.tracking import markdown, report
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ _COLOURS: Final[dict[report.LineKind, str]] = {
     "hunk": "cyan",
 }
 _EXTRA: Final = "automodel-mesh[track]"
-_ERASE_LINE: Final = "\r\x1b[2K"
 _SECONDS_PER_REDRAW: Final = 0.1
 # Below this a total is taken for a number of files, above it for a number of bytes.
 _MANY: Final = 50_000
@@ -226,7 +226,7 @@ def _show(comparison: Comparison, options: argparse.Namespace) -> None:
         _write(markdown.as_markdown(comparison))
     elif not sys.stdout.isatty():
         _write(report.as_text(comparison))
-    elif (console := _rich("console")) is None:
+    elif (console := rich_module("console")) is None:
         _write(report.as_text(comparison, width=_columns()))
     else:
         _show_coloured(comparison, console)
@@ -254,7 +254,7 @@ def _progress() -> AbstractContextManager[Watch]:
     """Show what is being done while the block runs, where stderr is a terminal."""
     if not sys.stderr.isatty():
         return nullcontext(_be_silent)
-    if _rich("progress") is not None:
+    if rich_module("progress") is not None:
         return _bar()
     return _line(sys.stderr)
 
@@ -271,7 +271,7 @@ def _line(stream: TextIO) -> Generator[Watch, None, None]:
     try:
         yield line
     finally:
-        stream.write(_ERASE_LINE)
+        stream.write(ERASE_LINE)
         stream.flush()
 
 
@@ -290,7 +290,7 @@ class _Line:
             return
         self._step, self._written = step, now
         text = " ".join(filter(None, [step, _amount(done, total)]))
-        self._stream.write(_ERASE_LINE + text[: self._columns - 1])  # a longer one would leave its first lines behind
+        self._stream.write(ERASE_LINE + text[: self._columns - 1])  # a longer one would leave its first lines behind
         self._stream.flush()
 
 
@@ -329,12 +329,3 @@ def _amount(done: int, total: int) -> str:
 
 def _columns() -> int:
     return shutil.get_terminal_size().columns
-
-
-def _rich(module: str) -> ModuleType | None:
-    from importlib import import_module  # noqa: PLC0415
-
-    try:
-        return import_module(f"rich.{module}")
-    except ImportError:
-        return None

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from automodel_mesh.tracking.callers import public_callers
 from automodel_mesh.tracking.definitions import PROPERTY, Definition, Definitions
-from automodel_mesh.tracking.findings import VERDICTS, Change, Comparison, Finding, Verdict
+from automodel_mesh.tracking.findings import Change, Comparison, Finding, Verdict, worst_first
 from automodel_mesh.tracking.ledger import Entry, Form, Ledger, as_version
 from automodel_mesh.tracking.sources import Sources, SourcesError
 
@@ -47,13 +47,13 @@ def compare(ledger: Ledger, sources: Sources, *, fetch: Callable[[str], Sources]
         recorded=ledger.has(version),
         compared_with=known,
         names=len(entries),
-        findings=tuple(sorted(findings, key=lambda finding: -VERDICTS.index(finding.verdict))),
+        findings=worst_first(findings),
         notes=notes,
     )
 
 
 def _is_known(found: Definition | None, ledger: Ledger, known: Collection[str], entry: Entry) -> bool:
-    form = found and Form(found.signature, found.fingerprint)
+    form = found and Form.of(found)
     return form in [ledger.forms[release].get(entry.name) for release in known]
 
 

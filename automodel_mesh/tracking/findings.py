@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -67,3 +68,8 @@ class Comparison:
     def verdict(self) -> Verdict:
         """The worst verdict of all findings; `"known"` where there are none."""
         return VERDICTS[max((VERDICTS.index(finding.verdict) for finding in self.findings), default=0)]
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Put the harmful findings first; equal ones keep their order."""
+    return tuple(sorted(findings, key=lambda finding: -VERDICTS.index(finding.verdict)))

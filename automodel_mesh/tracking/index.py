@@ -21,7 +21,7 @@ from packaging.utils import parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from automodel_mesh.tracking import cache as kept
-from automodel_mesh.tracking.cache import Entry, default_cache
+from automodel_mesh.tracking.cache import Entry
 from automodel_mesh.tracking.network_errors import check_libraries, explained, refuses_ranges, without_secrets
 from automodel_mesh.tracking.sources import (
     NEWEST,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     import requests
     from packaging.tags import Tag
     from pypi_simple import DistributionPackage, ProjectPage
-
-__all__ = ["default_cache", "read_release"]
 
 _VARIABLES: Final = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL")
 _PUBLIC: Final = "the public package index"

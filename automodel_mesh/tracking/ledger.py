@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packaging.version import InvalidVersion, Version
 
-from automodel_mesh.tracking.definitions import Definitions, candidate_paths
+from automodel_mesh.tracking.definitions import Definition, Definitions, candidate_paths
 from automodel_mesh.tracking.sources import Sources
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ class Form:
 
     signature: str
     fingerprint: str
+
+    @classmethod
+    def of(cls, definition: Definition) -> Form:
+        """Return what is recorded of a definition."""
+        return cls(definition.signature, definition.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Ledger:
 
     def has(self, release: Version) -> bool:
         """Tell whether a release is recorded; its candidates and nightlies are not."""
-        return release.base_version in self.forms and not is_pre_release(release)
+        return release.base_version in self.forms and not release.is_prerelease
 
     def neighbours(self, release: Version) -> tuple[str, ...]:
         """Return the release itself if it is recorded, else the recorded ones just before and after it."""
@@ -151,7 +156,7 @@ class Ledger:
             SourcesError: a file of it cannot be parsed.
         """
         version = as_version(sources.version)
-        if is_pre_release(version):
+        if version.is_prerelease:  # a candidate, a nightly, or a build of a checkout
             raise LedgerError(
                 f"torch {sources.version} is not a release: only releases are recorded, because what comes before one "
                 "still changes under its number. Record the release when it is out."
@@ -225,7 +230,7 @@ def forms_of(sources: Sources, entries: Iterable[Entry]) -> dict[str, Form]:
     """Look the names of entries up in the sources of a torch; those it lacks are left out."""
     definitions = Definitions(sources.files)
     found = {entry.name: definitions.find(entry.name) for entry in entries}
-    return {name: Form(one.signature, one.fingerprint) for name, one in found.items() if one is not None}
+    return {name: Form.of(one) for name, one in found.items() if one is not None}
 
 
 def as_version(text: str) -> Version:
@@ -238,11 +243,6 @@ def as_version(text: str) -> Version:
         return Version(text)
     except InvalidVersion as error:
         raise LedgerError(f"{text!r} is not a version number such as 2.15.0") from error
-
-
-def is_pre_release(version: Version) -> bool:
-    """Tell whether a version is a candidate, a nightly or a build of a checkout."""
-    return version.is_prerelease or version.is_devrelease
 
 
 def _forms(document: dict[str, Any]) -> dict[str, dict[str, Form]]:

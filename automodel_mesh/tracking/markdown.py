@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from automodel_mesh.tracking.findings import Comparison, Finding
+from automodel_mesh.tracking.findings import Comparison, Finding, worst_first
 from automodel_mesh.tracking.wording import (
     CHANGES,
     basis,
@@ -18,7 +18,6 @@ from automodel_mesh.tracking.wording import (
     one_line,
     signatures,
     summary,
-    worst_first,
 )
 
 ISSUE_LIMIT: Final = 65_536

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeAlias
 
-from automodel_mesh.tracking.findings import VERDICTS, Comparison, Finding, Verdict
+from automodel_mesh.tracking.findings import VERDICTS, Comparison, Finding, Verdict, worst_first
 from automodel_mesh.tracking.wording import (
     CHANGES,
     basis,
@@ -16,7 +16,6 @@ from automodel_mesh.tracking.wording import (
     one_line,
     signatures,
     summary,
-    worst_first,
 )
 
 JSON_SCHEMA: Final = 1

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
-from automodel_mesh.tracking.findings import VERDICTS, Change, Comparison, Finding, Verdict
+from automodel_mesh.tracking.findings import Change, Comparison, Finding, Verdict
 
 CHANGES: Final[dict[Change, str]] = {
     "vanished": "vanished",
@@ -50,11 +49,6 @@ def signatures(finding: Finding) -> tuple[tuple[str, str], ...]:
     if finding.before == finding.after:
         return (("signature", finding.after),)
     return ("before", finding.before), ("now", finding.after)
-
-
-def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Put the harmful findings first; equal ones keep their order."""
-    return tuple(sorted(findings, key=lambda finding: -VERDICTS.index(finding.verdict)))
 
 
 def diff_lines(diff: str) -> list[str]:

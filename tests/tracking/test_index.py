@@ -22,7 +22,8 @@ import pytest
 import remotezip
 
 from automodel_mesh.tracking import cache as kept
-from automodel_mesh.tracking.index import default_cache, read_release
+from automodel_mesh.tracking.cache import default_cache
+from automodel_mesh.tracking.index import read_release
 from automodel_mesh.tracking.reading import read_sources
 from automodel_mesh.tracking.sources import Sources, SourcesError
 from tests.tracking.test_reading import LACKING, MESH, MESH_TEXT, PATHS, make_wheel, noting, torch_files
