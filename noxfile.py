@@ -250,7 +250,7 @@ def examples_row(session: nox.Session, row: Row) -> None:
 def plain(session: nox.Session, row: Row) -> None:
     """Show what the calls of torch {torch} do themselves, Python {python}; its failures are what we mend."""
     install(session, "tests", row.torch)
-    session.run("python", "docs/plain_torch.py")
+    session.run("python", "-m", "tests.plain_torch")
     session.run("pytest", "--numprocesses=2", "tests/compat", "--plain-torch", *session.posargs, success_codes=[0, 1])
 
 
@@ -291,7 +291,7 @@ def bench_report(session: nox.Session) -> None:
 def module_names() -> set[str]:
     """List every module that the package must hold; compat/ is one of its subpackages."""
     package = {".".join(path.with_suffix("").parts) for path in Path("automodel_mesh").rglob("*.py")}
-    compat = {f"automodel_mesh.compat.{path.stem}" for path in Path("compat").glob("*.py")}
+    compat = {".".join(("automodel_mesh", *path.with_suffix("").parts)) for path in Path("compat").rglob("*.py")}
     return {name.removesuffix(".__init__") for name in package | compat} - {"automodel_mesh"}
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from automodel_mesh import compat
 from automodel_mesh.compat.requests import group_spec
-from automodel_mesh.strategies import EXPERT_AXES, plan_topologies
+from automodel_mesh.topology.strategies import EXPERT_AXES, plan_topologies
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from automodel_mesh.sizes import ParallelismSizes
-    from automodel_mesh.strategies import Topologies
+    from automodel_mesh.topology.sizes import ParallelismSizes
+    from automodel_mesh.topology.strategies import Topologies
 
 
 class Meshes(NamedTuple):

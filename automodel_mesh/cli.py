@@ -1,6 +1,6 @@
 """The `automodel-mesh` command: reads the command line, and hands over to the subcommand it names.
 
-    automodel-mesh doctor   checks the contract on the installed torch: `doctor_command.py`
+    automodel-mesh doctor   checks the contract on the installed torch: `doctor/command.py`
     automodel-mesh track    says what a torch changes of the private names we use: `tracking/command.py`
 
 The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. The module of
@@ -18,13 +18,13 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
-from automodel_mesh import doctor_command
+from automodel_mesh.doctor import command as doctor_command
 from automodel_mesh.tracking import command as track_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from automodel_mesh.doctor_checks import Check
+    from automodel_mesh.doctor.checks import Check
 
 INTERRUPTED: Final = 130
 

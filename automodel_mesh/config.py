@@ -16,8 +16,6 @@ from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.fields import as_dict, brief, check_flags, check_positive, from_dict, one_of_names
 from automodel_mesh.mesh import MeshContext
 from automodel_mesh.pipelining.config import PipelineConfig
-from automodel_mesh.sizes import ParallelismSizes, is_int
-from automodel_mesh.strategies import UNSUPPORTED_SIZES, check_supported_sizes, strategy_name
 from automodel_mesh.strategy_configs import (
     STRATEGY_MAP,
     ActivationCheckpointing,
@@ -27,6 +25,8 @@ from automodel_mesh.strategy_configs import (
     MegatronFSDPConfig,
     resolve_activation_checkpointing,
 )
+from automodel_mesh.topology.sizes import ParallelismSizes, is_int
+from automodel_mesh.topology.strategies import UNSUPPORTED_SIZES, check_supported_sizes, strategy_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

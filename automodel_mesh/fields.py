@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-from automodel_mesh.sizes import is_int
+from automodel_mesh.topology.sizes import is_int
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     # All of its names, the underscored ones too, which an import by name would not offer to others.
-    from automodel_mesh._legacy import *  # noqa: F403
+    from automodel_mesh.nemo.older_mesh import *  # noqa: F403
 
 __all__ = ["STRATEGY_MAP", "MeshAxisName", "MeshContext"]  # noqa: F405 - from the star
 
@@ -74,7 +74,7 @@ def serve_old_name(module: str, name: str, *, frames: int) -> object:
             stacklevel=frames + 1,
         )
         _warned.add(key)  # not before: where the warning is an error, the next use must fail too
-    value: object = getattr(import_module("automodel_mesh._legacy"), name)
+    value: object = getattr(import_module("automodel_mesh.nemo.older_mesh"), name)
     return value
 
 

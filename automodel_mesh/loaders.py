@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.config import DistributedSetup
-from automodel_mesh.sizes import ParallelismSizes
+from automodel_mesh.topology.sizes import ParallelismSizes
 
 if TYPE_CHECKING:
     _Loader = TypeVar("_Loader", bound=Callable[..., Any] | classmethod[Any, ..., Any] | staticmethod[..., Any])

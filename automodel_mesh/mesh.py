@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from automodel_mesh import compat
 from automodel_mesh.build import Meshes, build_meshes
-from automodel_mesh.sizes import ParallelismSizes
-from automodel_mesh.strategies import strategy_name
+from automodel_mesh.topology.sizes import ParallelismSizes
+from automodel_mesh.topology.strategies import strategy_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from automodel_mesh import compat
 from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
 from automodel_mesh.mesh import MeshAxisName
-from automodel_mesh.sizes import ParallelismSizes, check_size, infer_dp_size
-from automodel_mesh.strategies import plan_topologies, strategy_name
 from automodel_mesh.strategy_configs import DistributedStrategyConfig, FSDP2Config, MegatronFSDPConfig
-from automodel_mesh.topology import Topology
+from automodel_mesh.topology.grid import Topology
+from automodel_mesh.topology.sizes import ParallelismSizes, check_size, infer_dp_size
+from automodel_mesh.topology.strategies import plan_topologies, strategy_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

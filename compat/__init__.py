@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from automodel_mesh.compat.create import init_device_mesh
 from automodel_mesh.compat.ending import leave_world
+from automodel_mesh.compat.eras.gate import ERA_NAME
+from automodel_mesh.compat.eras.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
 from automodel_mesh.compat.errors import (
     MeshArgumentError,
     ProcessGroupDestroyedError,
@@ -17,7 +19,6 @@ from automodel_mesh.compat.errors import (
     UnsupportedTorchError,
 )
 from automodel_mesh.compat.folding import flatten, refold, unflatten
-from automodel_mesh.compat.gate import ERA_NAME
 from automodel_mesh.compat.groups import GroupReport
 from automodel_mesh.compat.lookup import (
     flattened_meshes,
@@ -28,7 +29,6 @@ from automodel_mesh.compat.lookup import (
 )
 from automodel_mesh.compat.making import GroupSpec
 from automodel_mesh.compat.slicing import concatenate, find_submesh, remembered, slice_mesh
-from automodel_mesh.compat.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
 from automodel_mesh.compat.teardown import abort_process_groups, destroy_process_groups, list_process_groups
 from automodel_mesh.compat.worlds import (
     find_process_group,

@@ -12,10 +12,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
-from automodel_mesh.compat.axes import native_axes
+from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import Family, start_family
-from automodel_mesh.compat.gate import era
 from automodel_mesh.compat.groups import GroupTable
 from automodel_mesh.compat.requests import (
     BackendChoice,
@@ -25,6 +24,7 @@ from automodel_mesh.compat.requests import (
     requested_sizes,
     require_same_length,
 )
+from automodel_mesh.topology.layouts import native_axes
 
 
 def init_device_mesh(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 from torch.distributed import ProcessGroup, distributed_c10d
 
-from automodel_mesh.compat import facts
+from automodel_mesh.compat.eras import facts
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
-from automodel_mesh.compat.axes import Axis, first_position, offsets
+from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.errors import MeshArgumentError, ProcessGroupDestroyedError, RankNotInMeshError
-from automodel_mesh.compat.gate import era
 from automodel_mesh.compat.groups import GroupTable
 from automodel_mesh.compat.making import GroupSpec
 from automodel_mesh.compat.worlds import current_world, is_current
+from automodel_mesh.topology.layouts import Axis, first_position, offsets
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.compat.axes import Axis, axis_size, fold, is_ascending, split
+from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import Family, family_of, native_group
-from automodel_mesh.compat.gate import era
 from automodel_mesh.compat.making import DEFAULT_SPEC
 from automodel_mesh.compat.requests import (
     BackendChoice,
@@ -28,6 +27,7 @@ from automodel_mesh.compat.requests import (
     require_same_length,
 )
 from automodel_mesh.compat.slicing import slice_mesh
+from automodel_mesh.topology.layouts import Axis, axis_size, fold, is_ascending, split
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch.distributed as dist
 
 from automodel_mesh.compat import making
-from automodel_mesh.compat.axes import Axis, fold
 from automodel_mesh.compat.errors import ProcessGroupDestroyedError
 from automodel_mesh.compat.making import DEFAULT_SPEC, GroupSpec
 from automodel_mesh.compat.worlds import current_world, is_alive
+from automodel_mesh.topology.layouts import Axis, fold
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import family_of, require_mesh
-from automodel_mesh.compat.gate import era
 from automodel_mesh.compat.requests import dim_index, require_known
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 import torch
 import torch.distributed as dist
 
-from automodel_mesh.compat.axes import Axis, axis_size, first_position, group_starts, offsets
 from automodel_mesh.compat.worlds import current_world, local_groups_are_safe
+from automodel_mesh.topology.layouts import Axis, axis_size, first_position, group_starts, offsets
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend

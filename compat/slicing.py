@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.compat.axes import Axis, fold, overlap
+from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import Lookups, family_of, lookups_of
-from automodel_mesh.compat.gate import era
 from automodel_mesh.compat.requests import axis_names, requested_names, require_known
+from automodel_mesh.topology.layouts import Axis, fold, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable

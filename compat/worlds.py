@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.compat import facts
+from automodel_mesh.compat.eras import facts
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -11,7 +11,7 @@ import tomllib
 from packaging.version import Version
 from sphinx.util.docutils import SphinxDirective
 
-from automodel_mesh.compat.support import era_name
+from automodel_mesh.compat.eras.support import era_name
 from automodel_mesh.tracking.callers import public_callers
 from automodel_mesh.tracking.ledger import load_ledger
 

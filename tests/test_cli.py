@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from automodel_mesh import doctor_checks
 from automodel_mesh.cli import main
+from automodel_mesh.doctor import checks as doctor_checks
 from tests.terminals import on_a_terminal
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FAILING_RUN = """
 import sys
 from automodel_mesh.cli import main
-from automodel_mesh.doctor_checks import Check
+from automodel_mesh.doctor.checks import Check
 
 def fine(world):
     pass

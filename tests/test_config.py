@@ -27,7 +27,7 @@ from automodel_mesh.config import (
     strategy_name,
 )
 from automodel_mesh.pipelining import config as pipelining_config
-from automodel_mesh.strategies import STRATEGIES, UNSUPPORTED_SIZES
+from automodel_mesh.topology.strategies import STRATEGIES, UNSUPPORTED_SIZES
 
 STRATEGY_CONFIGS = [(FSDP2Config, "fsdp2"), (MegatronFSDPConfig, "megatron_fsdp"), (DDPConfig, "ddp")]
 DEFAULTS: dict[type[Any], dict[str, object]] = {

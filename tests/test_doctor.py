@@ -15,9 +15,11 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_mesh import compat, doctor, doctor_checks
-from automodel_mesh.doctor import CheckResult
-from automodel_mesh.doctor_checks import Check, World
+from automodel_mesh import compat
+from automodel_mesh.doctor import checks as doctor_checks
+from automodel_mesh.doctor import run as doctor
+from automodel_mesh.doctor.checks import Check, World
+from automodel_mesh.doctor.run import CheckResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

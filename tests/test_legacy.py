@@ -16,8 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from automodel_mesh import _legacy, compat, get_flat_mesh, get_fsdp_dp_mesh, mesh
-from automodel_mesh._legacy import MeshContext, _validate_distributed_setup, _validate_mesh_dim_names
+from automodel_mesh import compat, get_flat_mesh, get_fsdp_dp_mesh, mesh
 from automodel_mesh.config import (
     STRATEGY_MAP,
     DDPConfig,
@@ -27,8 +26,10 @@ from automodel_mesh.config import (
     MoEParallelizerConfig,
     PipelineConfig,
 )
-from automodel_mesh.sizes import ParallelismSizes
+from automodel_mesh.nemo import older_mesh as _legacy
+from automodel_mesh.nemo.older_mesh import MeshContext, _validate_distributed_setup, _validate_mesh_dim_names
 from automodel_mesh.testing import fake_world
+from automodel_mesh.topology.sizes import ParallelismSizes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -103,7 +104,16 @@ def test_the_current_names_warn_nobody() -> None:
 
     Warnings are errors in these tests.
     """
-    for name in ("mesh", "mesh_utils", "config", "pipelining.config", "loaders", "init_utils", "legacy", "_legacy"):
+    for name in (
+        "mesh",
+        "mesh_utils",
+        "config",
+        "pipelining.config",
+        "loaders",
+        "init_utils",
+        "legacy",
+        "nemo.older_mesh",
+    ):
         importlib.import_module(f"automodel_mesh.{name}")
     for name in ("MeshAxisName", "MeshContext", "_VALID_AXIS_NAMES", "_get_axis_size", "_optional_axis"):
         assert getattr(mesh, name) is not None

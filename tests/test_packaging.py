@@ -80,7 +80,7 @@ def read(wheel: Path) -> dict[str, str]:
 def modules_of_the_checkout() -> set[str]:
     """Return the paths inside a wheel of every module of the checkout."""
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "automodel_mesh").rglob("*.py")}
-    return ours | {f"automodel_mesh/compat/{path.name}" for path in (ROOT / "compat").glob("*.py")}
+    return ours | {f"automodel_mesh/{path.relative_to(ROOT)}" for path in (ROOT / "compat").rglob("*.py")}
 
 
 def test_every_module_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:

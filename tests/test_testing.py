@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 import automodel_mesh
-from automodel_mesh import compat, testing
+from automodel_mesh import compat
 from automodel_mesh.testing import (
     DeviceBackend,
     LeakError,
@@ -32,6 +32,7 @@ from automodel_mesh.testing import (
     leak_check,
     run_ranks,
     unavailable_reason,
+    worlds,
 )
 
 if TYPE_CHECKING:
@@ -637,7 +638,7 @@ def test_backend(device_backend):
 
 def test_too_few_gpus_for_nccl_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL takes one GPU for each rank, gloo shares one (the number of GPUs is made up: no GPU needed)."""
-    monkeypatch.setattr(testing, "_gpu_count", lambda: 1)
+    monkeypatch.setattr(worlds, "_gpu_count", lambda: 1)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     reason = unavailable_reason(DeviceBackend("cuda", "nccl"), 8)
     assert reason == "NCCL takes one GPU for each rank: 8 ranks, 1 GPU(s) on this machine"
@@ -698,7 +699,7 @@ def test_a_crash_of_an_isolated_test_is_its_failure(suite: Callable[..., pytest.
 PROGRAM = """
 import sys
 sys.modules["pytest"] = None  # as if it were not installed
-from automodel_mesh._ranks import run_ranks
+from automodel_mesh.testing.ranks import run_ranks
 print(run_ranks(int, 2))
 del sys.modules["pytest"]
 import automodel_mesh.testing

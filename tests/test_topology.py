@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_mesh import sizes as sizes_module
-from automodel_mesh import strategies as strategies_module
-from automodel_mesh import topology as topology_module
-from automodel_mesh.sizes import ParallelismSizes, check_ranks, check_size, divisors, infer_dp_size
-from automodel_mesh.strategies import STRATEGIES, plan_topologies
 from automodel_mesh.topology import CoincidentAxes, Topology, distinct_groups_per_rank, shared_layouts
+from automodel_mesh.topology import grid as topology_module
+from automodel_mesh.topology import sizes as sizes_module
+from automodel_mesh.topology import strategies as strategies_module
+from automodel_mesh.topology.sizes import ParallelismSizes, check_ranks, check_size, divisors, infer_dp_size
+from automodel_mesh.topology.strategies import STRATEGIES, plan_topologies
 
 pytestmark = pytest.mark.release_independent
 
@@ -762,5 +762,5 @@ def test_the_modules_need_only_the_standard_library(module: ModuleType) -> None:
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    imported -= {"automodel_mesh.sizes", "automodel_mesh.topology"}
+    imported -= {"automodel_mesh.topology.sizes", "automodel_mesh.topology"}
     assert {name.partition(".")[0] for name in imported} <= set(sys.stdlib_module_names)

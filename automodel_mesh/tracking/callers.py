@@ -75,7 +75,7 @@ def _imported(tree: ast.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PACKAGE):
-            prefix = (node.module or "").removeprefix(_PACKAGE).removeprefix(".")
+            prefix = (node.module or "").removeprefix(_PACKAGE).rpartition(".")[2]
             found |= {one.asname or one.name: f"{prefix}.{one.name}".removeprefix(".") for one in node.names}
     return found
 

@@ -83,7 +83,8 @@ def uses_in(source: str, module: str, also: Collection[str] = ()) -> list[Use]:
 def compat_sources() -> dict[str, str]:
     """Return the text of each module of `automodel_mesh.compat`, by name; none of them is imported."""
     folder = resources.files("automodel_mesh") / "compat"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".py")), key=lambda file: file.name)
+    files = [file for room in (folder / "eras", folder) for file in room.iterdir() if file.name.endswith(".py")]
+    # The contract's own __init__ comes last, and so is the one that is kept under this name.
     return {file.name.removesuffix(".py"): file.read_text(encoding="utf-8") for file in files}
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from automodel_mesh import compat
-from automodel_mesh.compat import plain
+from tests.compat import plain
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_mesh.compat.axes import (
+from automodel_mesh.topology.layouts import (
     Axis,
     axis_size,
     first_position,

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_mesh import compat
-from automodel_mesh.compat import plain
 from automodel_mesh.testing import fake_world
+from tests.compat import plain
 from tests.compat.oracle import Grid
 
 

@@ -11,8 +11,8 @@ import pytest
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from automodel_mesh import compat
-from automodel_mesh.compat import plain
 from automodel_mesh.testing import fake_world
+from tests.compat import plain
 
 # One test, not one for each shape: every test is a process, and torch's own slicing imports torch._dynamo in each.
 SHAPES = [(2, 2, 2), (1, 4, 2), (4, 1, 2), (2, 4, 1), (1, 8, 1), (8, 1, 1)]

@@ -11,7 +11,7 @@ import torch
 from packaging.version import Version
 
 from automodel_mesh import compat
-from automodel_mesh.compat import support
+from automodel_mesh.compat.eras import support
 
 CHECKOUT = Path(__file__).parents[2]
 

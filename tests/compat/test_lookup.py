@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from automodel_mesh import compat
-from automodel_mesh.compat import plain
 from automodel_mesh.testing import fake_world
+from tests.compat import plain
 from tests.compat.oracle import Grid
 
 NAMES = ("dp", "cp", "tp")

@@ -167,7 +167,7 @@ def test_the_work_of_a_first_slice_does_not_grow_with_the_world() -> None:
 DYNAMO_PROBE = """
 import sys
 from automodel_mesh import compat
-from automodel_mesh.compat import plain
+from tests.compat import plain
 if "plain" in sys.argv:
     plain.restore_torch()
 api = plain if "plain" in sys.argv else compat

@@ -16,8 +16,8 @@ import torch
 from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
 
-from automodel_mesh.compat import facts
-from automodel_mesh.compat.axes import Axis, axis_size, first_position, fold, native_axes
+from automodel_mesh.compat.eras import facts
+from automodel_mesh.topology.layouts import Axis, axis_size, first_position, fold, native_axes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

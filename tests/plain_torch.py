@@ -1,6 +1,6 @@
 """Prints what torch's own calls do on the installed release: the facts behind eras.md.
 
-    python docs/plain_torch.py
+    python -m tests.plain_torch
 
 Each question is asked in a forked process of its own, as rank 5 of a pretended world of 8 with a root mesh of the
 axes dp, cp and tp, two ranks each. What `automodel_mesh.compat` changes in torch is undone first.
@@ -16,8 +16,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from automodel_mesh import compat
-from automodel_mesh.compat import plain
 from automodel_mesh.testing import fake_world, run_ranks
+from tests.compat import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable

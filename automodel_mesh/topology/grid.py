@@ -16,7 +16,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from automodel_mesh.sizes import check_ranks, check_size, is_int
+from automodel_mesh.topology.sizes import check_ranks, check_size, is_int
 
 __all__ = [
     "CoincidentAxes",

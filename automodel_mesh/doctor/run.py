@@ -1,7 +1,7 @@
 """Runs the contract of `automodel_mesh.compat` for real, on local gloo ranks of the installed torch.
 
-`run_checks` returns what it found as plain dataclasses; showing it is the command line's job (`cli.py`). The checks
-themselves are in `doctor_checks.py`.
+`run_checks` returns what it found as plain dataclasses. The checks themselves are in `checks.py`; `command.py` shows
+the results.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh._rank_report import RankFailure, RanksFailed
-from automodel_mesh._ranks import run_ranks
-from automodel_mesh.doctor_checks import CHECKS, Check, World, mesh_shape
+from automodel_mesh.doctor.checks import CHECKS, Check, World, mesh_shape
+from automodel_mesh.testing.ranks import run_ranks
+from automodel_mesh.testing.report import RankFailure, RanksFailed
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

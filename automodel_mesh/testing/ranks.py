@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from automodel_mesh._rank_process import (
+from automodel_mesh.testing.process import (
     LENGTH_BYTES,
     STACK_SIGNAL,
     Job,
@@ -29,7 +29,7 @@ from automodel_mesh._rank_process import (
     own_stacks,
     shared_outcome,
 )
-from automodel_mesh._rank_report import Kind, RankFailure, RanksFailed
+from automodel_mesh.testing.report import Kind, RankFailure, RanksFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed import device_mesh
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.compat.support import torch_at_least
+from automodel_mesh.compat.eras.support import torch_at_least
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def restore_torch() -> None:
     """Undo what the import of `automodel_mesh.compat` changed in torch: below 2.10, the tables of the registry."""
     if not torch_at_least("2.10"):
-        from automodel_mesh.compat import since_2_06
+        from automodel_mesh.compat.eras import since_2_06
 
         since_2_06.restore_registry()
 

@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from automodel_mesh._rank_report import RankFailure
-    from automodel_mesh.doctor import CheckResult, Environment, Report
-    from automodel_mesh.doctor_checks import Check
+    from automodel_mesh.doctor.checks import Check
+    from automodel_mesh.doctor.run import CheckResult, Environment, Report
+    from automodel_mesh.testing.report import RankFailure
 
 JSON_SCHEMA: Final = 1
 
@@ -127,19 +127,20 @@ def run(options: argparse.Namespace, *, version: str, checks: Sequence[Check] | 
     """
     try:
         # Not at the top: they import torch, and the gate refuses a torch that is not supported.
-        from automodel_mesh import doctor, doctor_checks  # noqa: PLC0415
+        from automodel_mesh.doctor import checks as contract  # noqa: PLC0415
+        from automodel_mesh.doctor.run import describe_environment, run_checks  # noqa: PLC0415
     except ImportError as error:
         sys.stderr.write(f"automodel-mesh: {error}\n")
         return UNUSABLE
-    checks = doctor_checks.CHECKS if checks is None else checks
+    checks = contract.CHECKS if checks is None else checks
     if options.list:
         _show_list(checks, as_json=options.json)
         return PASSED
     display = _display(as_json=options.json, number=len(checks), version=version)
-    shape = doctor_checks.mesh_shape(options.ranks)
-    display.begin(_heading(version, doctor.describe_environment(), options.ranks, shape))
+    shape = contract.mesh_shape(options.ranks)
+    display.begin(_heading(version, describe_environment(), options.ranks, shape))
     with display.running():
-        report = doctor.run_checks(options.ranks, timeout=options.timeout, checks=checks, watch=display)
+        report = run_checks(options.ranks, timeout=options.timeout, checks=checks, watch=display)
     display.show(report)
     return PASSED if report.passed else FAILED
 

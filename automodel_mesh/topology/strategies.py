@@ -7,7 +7,8 @@ from math import prod
 from types import MappingProxyType
 from typing import ClassVar, Final, NamedTuple, Protocol
 
-from automodel_mesh.sizes import (
+from automodel_mesh.topology.grid import Topology
+from automodel_mesh.topology.sizes import (
     OPTIONAL_FIELDS,
     ParallelismSizes,
     check_ranks,
@@ -18,7 +19,6 @@ from automodel_mesh.sizes import (
     infer_dp_size,
     one_of,
 )
-from automodel_mesh.topology import Topology
 
 __all__ = [
     "EXPERT_AXES",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-    from automodel_mesh.compat.axes import Axis
+    from automodel_mesh.topology.layouts import Axis
 
 
 class Era(Protocol):

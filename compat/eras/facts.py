@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from automodel_mesh.compat.support import torch_at_least
+from automodel_mesh.compat.eras.support import torch_at_least
 
 ABORT_IS_FOR_NCCL_ONLY: Final = not torch_at_least("2.7")
 """2.6 refuses to abort a group of any other backend than NCCL. Delete when the floor reaches 2.7."""

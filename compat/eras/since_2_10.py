@@ -10,8 +10,8 @@ import torch
 from torch.distributed._mesh_layout import _MeshLayout
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.compat import facts
-from automodel_mesh.compat.axes import Axis
+from automodel_mesh.compat.eras import facts
+from automodel_mesh.topology.layouts import Axis
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 STACK_SIGNAL = "SIGUSR1"  # SIGUSR2 is taken: torch's own native stack dumps use it. Windows has neither.
 LENGTH_BYTES = 8  # size of the length that precedes a rank's message
-_HARNESS_MODULES = frozenset({__name__, "automodel_mesh.testing", "contextlib"})
+_HARNESS_MODULES = frozenset({__name__, "automodel_mesh.testing.plugin", "contextlib"})
 _kept_open: list[io.TextIOWrapper] = []
 
 

@@ -12,8 +12,8 @@ from automodel_mesh import mesh
 from automodel_mesh.config import STRATEGY_MAP, DistributedSetup, _check_needed, _sizes_of
 from automodel_mesh.mesh import _VALID_AXIS_NAMES, MeshAxisName, _get_axis_size, _optional_axis
 from automodel_mesh.mesh import _validate_mesh_axis_names as _validate_mesh_dim_names
-from automodel_mesh.sizes import ParallelismSizes
-from automodel_mesh.strategies import strategy_name
+from automodel_mesh.topology.sizes import ParallelismSizes
+from automodel_mesh.topology.strategies import strategy_name
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

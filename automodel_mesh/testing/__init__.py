@@ -1,0 +1,24 @@
+"""Forked ranks, leak checks and fake worlds for suites of code that uses process groups, with and without pytest.
+
+A `conftest.py` loads the pytest plugin with ``pytest_plugins = ["automodel_mesh.testing"]``; `plugin.py` says what it
+brings. Nothing else in here needs pytest.
+"""
+
+from __future__ import annotations
+
+from automodel_mesh.testing.ranks import run_ranks
+from automodel_mesh.testing.report import RankFailure, RanksFailed
+from automodel_mesh.testing.worlds import DeviceBackend, LeakError, fake_world, leak_check, unavailable_reason
+
+__all__ = [
+    "DeviceBackend",
+    "LeakError",
+    "RankFailure",
+    "RanksFailed",
+    "fake_world",
+    "leak_check",
+    "run_ranks",
+    "unavailable_reason",
+]
+
+pytest_plugins = ["automodel_mesh.testing.plugin"]  # pytest loads what a plugin names here along with it

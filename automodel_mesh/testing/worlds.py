@@ -1,0 +1,143 @@
+"""What a test may need around process groups: fake worlds of any size, leak checks, and which devices there are."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from automodel_mesh import compat
+from automodel_mesh.testing.ranks import run_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+class LeakError(AssertionError):
+    """Code under `leak_check` left process groups or meshes behind; the message names each."""
+
+
+class DeviceBackend(NamedTuple):
+    """A device type and the backend that carries its tensors: what fixture `device_backend` gives.
+
+    Attributes:
+        device_type: ``"cpu"`` or ``"cuda"``.
+        backend: ``"gloo"`` or ``"nccl"``.
+    """
+
+    device_type: str
+    backend: str
+
+
+@contextlib.contextmanager
+def leak_check(*, reset_registry: bool = False) -> Generator[None, None, None]:
+    """Fail when the block leaves behind a process group or a `DeviceMesh` that was not there before.
+
+    Garbage is collected before the verdict, so a mesh counts only if something still refers to it; a block
+    that raises is not checked. Torch itself keeps some meshes: below 2.10 its registry holds derived ones,
+    and on every release DTensor's caches hold the meshes of the operations they have seen.
+
+    Args:
+        reset_registry: forget torch's mesh registry before looking, where there is one (torch below 2.10).
+
+    Raises:
+        LeakError: something was left; the message has each group's name and ranks, and each mesh.
+    """
+    groups_before = set(compat.live_process_groups().items())
+    meshes_before = [weakref.ref(mesh) for mesh in compat.live_meshes()]
+    yield
+    if reset_registry:
+        compat.reset_mesh_registry()
+    known = [mesh for reference in meshes_before if (mesh := reference()) is not None]
+    # Compared by identity: two meshes over the same ranks are equal.
+    meshes = [repr(mesh) for mesh in compat.live_meshes() if not any(mesh is old for old in known)]
+    groups = [item for item in compat.live_process_groups().items() if item not in groups_before]
+    if groups or meshes:
+        raise LeakError(_leak_message(groups, meshes))
+
+
+def _leak_message(groups: list[tuple[str, tuple[int, ...]]], meshes: list[str]) -> str:
+    lines = [f"left behind: {len(groups)} process group(s), {len(meshes)} mesh(es)"]
+    lines += [f"  process group {name!r} of ranks {list(ranks)}" for name, ranks in groups]
+    if groups:
+        lines.append("  destroy each with torch.distributed.destroy_process_group(group)")
+    lines += [f"  mesh {mesh}" for mesh in meshes]
+    if meshes:
+        lines.append(
+            "  drop every reference to each; those that only torch's registry holds (torch below 2.10) go "
+            "with fixture mesh_registry_reset or leak_check(reset_registry=True)"
+        )
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def fake_world(world_size: int, rank: int = 0) -> Generator[None, None, None]:
+    """Make this process one rank of a world that is not there, for tests of scale in a single process.
+
+    The process group is torch's fake one: collectives return at once and move no data. It is destroyed at
+    the end.
+
+    Args:
+        world_size: the number of ranks to pretend, at least 1.
+        rank: which of them this process is, ``0 <= rank < world_size``.
+
+    Raises:
+        RuntimeError: this process already belongs to a process group.
+        ValueError: ``world_size`` or ``rank`` is out of range.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not in a world of {world_size}; give 0 <= rank < world_size")
+    if dist.is_initialized():
+        raise RuntimeError(
+            f"this process belongs to a process group of {dist.get_world_size()} ranks; a fake world needs a "
+            "process without one: call torch.distributed.destroy_process_group() first"
+        )
+    compat.init_fake_world(world_size, rank)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def unavailable_reason(pair: DeviceBackend, world_size: int) -> str | None:
+    """Say why this machine cannot run so many ranks on a device and backend; it does not start CUDA here.
+
+    Args:
+        pair: one of the values of fixture `device_backend`.
+        world_size: the number of ranks.
+
+    Returns:
+        The reason, for people to read; None if the ranks can run.
+
+    Raises:
+        RuntimeError: ranks cannot be forked from this process (one looks for GPUs): see `run_ranks`.
+    """
+    available = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}[pair.backend]
+    if not available():
+        return f"torch {torch.__version__} is built without {pair.backend}"
+    if pair.device_type == "cpu":
+        return None
+    gpus = _gpu_count()
+    if not gpus:
+        return f"no GPU: torch {torch.__version__} sees none on this machine"
+    if pair.backend == "nccl" and world_size > gpus:
+        return f"NCCL takes one GPU for each rank: {world_size} ranks, {gpus} GPU(s) on this machine"
+    return None
+
+
+@functools.cache
+def _gpu_count() -> int:
+    """Ask for the number of GPUs in a process of its own: where NVML is missing, asking starts CUDA."""
+    return int(run_ranks(_count_gpus, 1, backend=None)[0])
+
+
+def _count_gpus() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a driver without a device warns; we report that ourselves
+        return torch.cuda.device_count()

@@ -1,0 +1,14 @@
+"""Which ranks belong to which group, in plain arithmetic: sizes to axes, derived axes and groups. Imports no torch."""
+
+from __future__ import annotations
+
+from automodel_mesh.topology.grid import CoincidentAxes, Topology, distinct_groups_per_rank, shared_layouts
+from automodel_mesh.topology.layouts import Axis
+
+__all__ = [
+    "Axis",
+    "CoincidentAxes",
+    "Topology",
+    "distinct_groups_per_rank",
+    "shared_layouts",
+]
