@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.build import resolve_world_size
+from automodel_mesh.checks import is_int
 from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.fields import as_dict, brief, check_flags, check_positive, from_dict, one_of_names
 from automodel_mesh.mesh import MeshContext
@@ -25,7 +26,7 @@ from automodel_mesh.strategy_configs import (
     MegatronFSDPConfig,
     resolve_activation_checkpointing,
 )
-from automodel_mesh.topology.sizes import ParallelismSizes, is_int
+from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import UNSUPPORTED_SIZES, check_supported_sizes, strategy_name
 
 if TYPE_CHECKING:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from automodel_mesh.topology.sizes import is_int
+from automodel_mesh.checks import check_each_name, check_size, listed, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,8 +24,6 @@ __all__ = [
     "check_names",
     "check_positive",
     "from_dict",
-    "is_list",
-    "nearest",
     "one_of_names",
 ]
 
@@ -59,15 +56,8 @@ def check_at_least_one(config: DataclassInstance, *names: str, optional: bool = 
         TypeError: A field is not an int, or is a bool, or is `None` and `optional` is false.
         ValueError: A field is less than 1.
     """
-    wanted = "an int of at least 1" + (", or None" if optional else "")
     for name in names:
-        value = getattr(config, name)
-        if value is None and optional:
-            continue
-        if not is_int(value):
-            raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
-        if value < 1:
-            raise ValueError(f"{name}={value} is less than 1: give {wanted}")
+        check_size(name, getattr(config, name), optional=optional)
 
 
 def check_positive(name: str, value: object, unit: str, *, default: str) -> None:
@@ -140,21 +130,7 @@ def check_list_of_names(name: str, value: object) -> None:
         TypeError: The value is no list, tuple or other sequence, or holds something else than strings.
         ValueError: The list or one of its strings is empty.
     """
-    wanted = "give a list of names, or None"
-    if not is_list(value):
-        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: {wanted}")
-    if not value:
-        raise ValueError(f"{name}={value!r} is empty: {wanted}")
-    for index, item in enumerate(value):
-        if not isinstance(item, str):
-            raise TypeError(f"{name}[{index}]={item!r} is of type {type(item).__name__}: give names, as str")
-        if not item:
-            raise ValueError(f"{name}[{index}] is an empty string: give the name of a module")
-
-
-def is_list(value: object) -> TypeGuard[Sequence[object]]:
-    """Tell whether a value is a sequence, and no string, whose items would be characters."""
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    check_each_name(name, listed(name, value, "a list of names, or None"))
 
 
 def as_dict(config: DataclassInstance) -> dict[str, Any]:
@@ -208,20 +184,6 @@ def from_dict(kind: type[_Config], argument: str, values: Mapping[Any, Any]) -> 
         found = "; ".join(f"{key!r}{nearest(key, known)}" for key in unknown)
         raise ValueError(f"{argument} has keys that {kind.__name__} has not: {found}. Its keys are {', '.join(known)}.")
     return kind(**values)
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known name that is nearest to a mistyped one, else an empty string.
-
-    Args:
-        name: What was given.
-        known: The valid names.
-
-    Returns:
-        The hint, to be put behind the name.
-    """
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def one_of_names(choices: Iterable[object]) -> str:

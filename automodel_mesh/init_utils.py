@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.compat.teardown import end_world
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -349,7 +350,7 @@ class _Keeper:
         try:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)  # each thread has a current device of its own
-            _hold_for_ever(self._ended, compat.leave_world())
+            _hold_for_ever(self._ended, end_world())
         except RuntimeError as error:
             logger.warning("the process group did not shut down cleanly: %s", error)
         finally:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from automodel_mesh import compat
 from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
+from automodel_mesh.checks import check_size
+from automodel_mesh.compat.slicing import remembered
 from automodel_mesh.mesh import MeshAxisName
 from automodel_mesh.strategy_configs import DistributedStrategyConfig, FSDP2Config, MegatronFSDPConfig
 from automodel_mesh.topology.grid import Topology
-from automodel_mesh.topology.sizes import ParallelismSizes, check_size, infer_dp_size
+from automodel_mesh.topology.sizes import ParallelismSizes, infer_dp_size
 from automodel_mesh.topology.strategies import plan_topologies, strategy_name
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def get_fsdp_dp_mesh(
         RankNotInMeshError: this rank is outside the mesh.
     """
     request = (dp_replicate_name, dp_shard_cp_name)
-    return compat.remembered(device_mesh, request, _find_fsdp_dp_mesh, "fsdp")
+    return remembered(device_mesh, request, _find_fsdp_dp_mesh, "fsdp")
 
 
 def create_ring_ulysses_mesh(mesh: DeviceMesh, *, ring_degree: int, ulysses_degree: int) -> DeviceMesh:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
+from automodel_mesh.checks import is_int
 from automodel_mesh.fields import as_dict, check_choice, check_flags, check_names, check_positive, one_of_names
-from automodel_mesh.topology.sizes import is_int
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy

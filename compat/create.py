@@ -12,19 +12,16 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
+from automodel_mesh.checks import check_same_length, checked_names, checked_ranks, checked_sizes
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import Family, start_family
-from automodel_mesh.compat.groups import GroupTable
+from automodel_mesh.compat.groups import AxisRequest, GroupTable
 from automodel_mesh.compat.requests import (
     BackendChoice,
     group_specs,
-    requested_names,
-    requested_ranks,
-    requested_sizes,
-    require_same_length,
 )
-from automodel_mesh.topology.layouts import native_axes
+from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.topology.layouts import native_layouts
 
 
 def init_device_mesh(
@@ -74,18 +71,17 @@ def init_device_mesh(
         raise MeshArgumentError(
             f"{what}: device_type is a name without an index, such as 'cpu' or 'cuda', got {device_type!r}."
         )
-    shape = requested_sizes(mesh_shape, what)
-    names = None if mesh_dim_names is None else requested_names(mesh_dim_names, what)
+    shape = checked_sizes(f"{what}: mesh_shape", mesh_shape)
+    names = None if mesh_dim_names is None else checked_names(f"{what}: mesh_dim_names", mesh_dim_names)
     if names is not None:
-        require_same_length(shape, names, what)
+        check_same_length(names, shape, what)
     specs = group_specs(backend_override, len(shape), names)
     _join_world(device_type)
     members = _require_ranks(shape, ranks)
 
-    axes = native_axes(shape)
     table = GroupTable(members, timeout)
     labels = names or [f"dim_{dim}" for dim in range(len(shape))]
-    groups = table.find_or_make_all(axes, specs, labels)
+    groups = table.find_or_make(map(AxisRequest, labels, native_layouts(shape), specs))
     with _disable_current_modes():
         mesh = era.make_root(device_type, _grid(members, shape), names, groups)
     start_family(Family(mesh, table))
@@ -93,7 +89,7 @@ def init_device_mesh(
 
 
 def _grid(ranks: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
-    """Lay the ranks out; those of a whole world come as a range, which needs no walk in Python."""
+    """Return the ranks as a tensor of this shape."""
     if isinstance(ranks, range):
         row = torch.arange(ranks.start, ranks.stop, ranks.step, dtype=torch.int, device="cpu")
     else:
@@ -124,7 +120,7 @@ def _require_ranks(shape: tuple[int, ...], ranks: Sequence[int] | None) -> Seque
                 "start more ranks."
             )
         return range(wanted)
-    given = requested_ranks(ranks, world)
+    given = checked_ranks(ranks, world)
     if len(given) != wanted:
         raise MeshArgumentError(f"a mesh of shape {shape} has {wanted} ranks, but {len(given)} were given.")
     return given

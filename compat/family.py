@@ -1,26 +1,26 @@
-"""What is remembered of a root mesh and of everything derived from it.
+"""Mesh families: a root mesh and everything derived from it, with their process groups and cached lookups.
 
-All of it hangs on the mesh objects: a table beside them would have to be keyed by mesh equality, which confuses
-unrelated meshes over the same ranks, and would keep dropped meshes alive.
+All of it is kept in attributes of the mesh objects: a table elsewhere would have to be keyed by mesh equality, which
+confuses unrelated meshes over the same ranks, and would keep unused meshes alive.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
+from automodel_mesh.checks import shown_ranks
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.errors import MeshArgumentError, ProcessGroupDestroyedError, RankNotInMeshError
-from automodel_mesh.compat.groups import GroupTable
-from automodel_mesh.compat.making import GroupSpec
+from automodel_mesh.compat.groups import AxisRequest, GroupTable
 from automodel_mesh.compat.worlds import current_world, is_current
-from automodel_mesh.topology.layouts import Axis, first_position, offsets
+from automodel_mesh.errors import MeshArgumentError, ProcessGroupDestroyedError, RankNotInMeshError
+from automodel_mesh.topology.layouts import Layout, group_at
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -30,7 +30,7 @@ _LOOKUPS = "_automodel_mesh_lookups"
 
 
 class StaysHere:
-    """Kept on a mesh and left behind when the mesh is pickled or copied: an empty dictionary travels in its place."""
+    """An attribute of a mesh that is not copied or pickled with it: an empty dictionary takes its place."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         # A class that every torch lets into a checkpoint (`torch.load(..., weights_only=True)`), without our package.
@@ -38,7 +38,7 @@ class StaysHere:
 
 
 class Lookups(StaysHere):
-    """The answers a mesh has given, good for as long as the world they were given in."""
+    """The cached lookups of a mesh, valid as long as the world in which they were made."""
 
     def __init__(self, world: weakref.ref[ProcessGroup]) -> None:
         self.world = world
@@ -59,14 +59,14 @@ class Family(StaysHere):
         self.world = weakref.ref(world)
         self.groups = groups or GroupTable(_ranks_of(root))
         self.closed = False
-        self.unflattened: dict[str, set[Axis]] = {}
+        self.unflattened: dict[str, set[Layout]] = {}
         # Groups that we made have the right ranks; those that torch made are compared with the mesh at each use.
         self._made_here = groups is not None
         self._derived: dict[Any, DeviceMesh] = {}
 
     @staticmethod
     def known(mesh: DeviceMesh) -> Family | None:
-        """Return the family of a mesh if it is on the books, in whichever state."""
+        """Return the family of a mesh if it was used before, even if it is closed now."""
         family = era.root_of(require_mesh(mesh)).__dict__.get(_FAMILY)
         return family if isinstance(family, Family) else None
 
@@ -88,75 +88,75 @@ class Family(StaysHere):
         """Refuse a request about a mesh that this rank is not in."""
         if mesh.get_coordinate() is None:
             raise RankNotInMeshError(
-                f"rank {dist.get_rank()} is not in {mesh}, which has the ranks {_few(self.groups.ranks)}: only "
+                f"rank {dist.get_rank()} is not in {mesh}, which has the ranks {shown_ranks(self.groups.ranks)}: only "
                 "those have slices and process groups of it. Ask on those ranks only."
             )
 
     def derive(
         self,
-        axes: tuple[Axis, ...],
+        axes: tuple[Layout, ...],
         names: tuple[str, ...],
         groups: Sequence[ProcessGroup],
         parent: DeviceMesh,
         *,
         folded: bool = False,
     ) -> DeviceMesh:
-        """Return the mesh with these axes over these groups: the one there is, else a new one."""
+        """Return the mesh with these axes over these groups: the existing one, or a new one."""
         key = (axes, names, tuple(group.group_name for group in groups), id(era.registered_root_of(parent)))
         mesh = self._derived.get(key)
         if mesh is None:
-            # What is remembered must be real, also when the request comes from inside a fake tensor mode.
+            # A cached mesh must hold real tensors, also when the request comes from inside a fake tensor mode.
             with _disable_current_modes():
                 mesh = era.make_derived(self.root, axes, names, groups, parent, folded=folded)
             mesh = self._derived.setdefault(key, mesh)
         return mesh
 
-    def make_groups(self, axes: Sequence[Axis], names: Sequence[str], specs: Sequence[GroupSpec]) -> list[ProcessGroup]:
-        """Find or make this rank's groups along some axes; empty where the rank is outside. On every rank together.
+    def make_groups(self, requests: Iterable[AxisRequest]) -> list[ProcessGroup]:
+        """Find or make this rank's groups along some axes; an empty list outside the mesh. On every rank together.
 
         Raises:
-            MeshArgumentError: the ranks of the root do not ascend, those of a group always do.
+            MeshArgumentError: the ranks of the root do not ascend, and those of a group always do.
         """
         if not self.groups.ascending:
             raise MeshArgumentError(
-                f"{self.root} has its ranks in the order {_few(self.groups.ranks)}, and the ranks of a process group "
-                "always ascend: build the mesh over ranks in ascending order."
+                f"{self.root} has its ranks in the order {shown_ranks(self.groups.ranks)}, and the ranks of a process "
+                "group always ascend: build the mesh over ranks in ascending order."
             )
-        return self.groups.find_or_make_all(axes, specs, names)
+        return self.groups.find_or_make(requests)
 
     def adopt_groups(self) -> None:
-        """Take in the groups that torch made for the root and its flattened axes, to share them."""
+        """Remember the groups that torch made for the root and its flattened axes, to share them."""
         if self.root.get_coordinate() is None or not self.groups.ascending:
             return
         # Groups of torch's making are shared only where they are of the default kind: all ranks see that alike.
         default = dist.get_backend()
         for mesh in (self.root, *era.flattened(self.root).values()):
             names = mesh.mesh_dim_names or [f"dim_{dim}" for dim in range(mesh.ndim)]
-            for dim, (axis, name) in enumerate(zip(era.axes_of(mesh), names, strict=True)):
+            for dim, (layout, name) in enumerate(zip(era.axes_of(mesh), names, strict=True)):
                 group = native_group(mesh, dim)
                 if dist.get_backend(group) == default:
-                    self.groups.adopt(axis, group, name)
+                    self.groups.adopt(name, layout, group)
 
     def forget_lookups(self) -> None:
-        """Drop every remembered answer, on the root and on all that was derived from it."""
+        """Clear the cached lookups of the root and of all meshes derived from it."""
         for mesh in (self.root, *self._derived.values()):
-            mesh.__dict__.pop(_LOOKUPS, None)
+            vars(mesh).pop(_LOOKUPS, None)
         self._derived.clear()
 
     def _require_ranks(self, mesh: DeviceMesh, dim: int, group: ProcessGroup) -> None:
-        axis = era.axes_of(mesh)[dim]
-        start = first_position([axis], self.groups.ranks.index(dist.get_rank()))
-        shown = [self.groups.ranks[start + step] for step in offsets(axis)]
+        ranks = self.groups.ranks
+        shown = list(group_at(era.axes_of(mesh)[dim], ranks.index(dist.get_rank()), ranks))
         found = dist.get_process_group_ranks(group)
         if shown != found:
             raise MeshArgumentError(
-                f"axis {dim} of {mesh} shows the ranks {_few(shown)}, but its process group has {_few(found)}: a "
-                "collective would not match the mesh. Build the mesh over ranks in ascending order."
+                f"axis {dim} of {mesh} shows the ranks {shown_ranks(shown)}, but its process group has "
+                f"{shown_ranks(found)}: a collective would not match the mesh. Build the mesh over ranks in ascending "
+                "order."
             )
 
 
 def family_of(mesh: DeviceMesh) -> Family:
-    """Return the family of any mesh, taking in the families that torch made.
+    """Return the family of any mesh; for a mesh that torch made, start one.
 
     Raises:
         TypeError: `mesh` is no `DeviceMesh`.
@@ -178,16 +178,16 @@ def family_of(mesh: DeviceMesh) -> Family:
 
 
 def start_family(family: Family) -> Family:
-    """Hang the books of a root mesh on it."""
-    family.root.__dict__[_FAMILY] = family
+    """Attach a family to its root mesh."""
+    vars(family.root)[_FAMILY] = family
     return family
 
 
 def lookups_of(mesh: DeviceMesh, family: Family) -> Lookups:
-    """Return the answers remembered on a mesh, none where they are of another world."""
-    lookups = mesh.__dict__.get(_LOOKUPS)
+    """Return the cached lookups of a mesh; an empty cache if the world has changed."""
+    lookups = vars(mesh).get(_LOOKUPS)
     if not isinstance(lookups, Lookups) or lookups.world is not family.world:
-        lookups = mesh.__dict__[_LOOKUPS] = Lookups(family.world)
+        lookups = vars(mesh)[_LOOKUPS] = Lookups(family.world)
     return lookups
 
 
@@ -212,8 +212,3 @@ def native_group(mesh: DeviceMesh, dim: int) -> ProcessGroup:
 def _ranks_of(root: DeviceMesh) -> tuple[int, ...]:
     with _disable_current_modes():
         return tuple(root.mesh.flatten().tolist())
-
-
-def _few(ranks: Sequence[int]) -> str:
-    shown = ", ".join(str(rank) for rank in ranks[:8])
-    return f"{shown}, ... ({len(ranks)} in all)" if len(ranks) > 8 else shown

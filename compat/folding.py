@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.checks import check_same_length, checked_names, checked_sizes
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import Family, family_of, native_group
-from automodel_mesh.compat.making import DEFAULT_SPEC
+from automodel_mesh.compat.groups import DEFAULT_SPEC, AxisRequest
 from automodel_mesh.compat.requests import (
     BackendChoice,
     axis_names,
     dim_index,
     group_spec,
     group_specs,
-    requested_names,
-    requested_sizes,
     require_product,
-    require_same_length,
 )
 from automodel_mesh.compat.slicing import slice_mesh
-from automodel_mesh.topology.layouts import Axis, axis_size, fold, is_ascending, split
+from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.topology.layouts import Layout, fold, is_ascending, size_of, split
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -45,7 +43,7 @@ def flatten(
     Called on every rank of the world. The process group is the one that these ranks have already, else a new one.
 
     Args:
-        mesh: any mesh with names; its axes in ascending order, side by side or not.
+        mesh: any mesh with names; its axes in ascending order, contiguous or not.
         mesh_dim_name: the name of the new axis; by default the names of the axes joined by `_`.
         dims: the names of the axes to fold; by default all. A rank outside the mesh, which holds no slice of it, takes
             part by naming them here.
@@ -70,7 +68,7 @@ def flatten(
     """
     family = family_of(mesh)
     names, axes = _chosen(mesh, dims)
-    (name,) = requested_names("_".join(names) if mesh_dim_name is None else mesh_dim_name, "flatten")
+    (name,) = checked_names("flatten: mesh_dim_name", "_".join(names) if mesh_dim_name is None else mesh_dim_name)
     if names == (name,):
         family.require_member(mesh)
         return mesh if mesh.ndim == 1 else slice_mesh(mesh, name)
@@ -79,7 +77,7 @@ def flatten(
     spec = group_spec(backend_override)
     if known is None:
         _require_ascending(axis, names)
-        groups = family.make_groups([axis], [name], [spec])
+        groups = family.make_groups([AxisRequest(name, axis, spec)])
         family.require_member(mesh)
         known = family.derive((axis,), (name,), groups, mesh, folded=True)
         era.register_flattened(family.root, name, known, mesh, names)
@@ -131,13 +129,13 @@ def unflatten(
     family = family_of(mesh)
     old_names = axis_names(mesh)
     index = dim_index(mesh, dim)
-    sizes = requested_sizes(mesh_sizes, "unflatten")
-    names = requested_names(mesh_dim_names, "unflatten")
-    require_same_length(sizes, names, "unflatten")
+    sizes = checked_sizes("unflatten: mesh_sizes", mesh_sizes)
+    names = checked_names("unflatten: mesh_dim_names", mesh_dim_names)
+    check_same_length(names, sizes, "unflatten")
     axes = era.axes_of(mesh)
-    require_product(sizes, axis_size(axes[index]), f"unflatten of {old_names[index]!r}")
+    require_product(sizes, size_of(axes[index]), f"unflatten of {old_names[index]!r}")
     parts = _parts(axes[index], sizes, old_names[index])
-    all_names = requested_names((*old_names[:index], *names, *old_names[index + 1 :]), "unflatten")
+    all_names = checked_names("unflatten: names of all axes", (*old_names[:index], *names, *old_names[index + 1 :]))
     groups = _groups_of_parts(family, mesh, dict(zip(names, parts, strict=True)), backend_override)
     kept = [native_group(mesh, other) for other in range(mesh.ndim)]
     return family.derive(
@@ -181,44 +179,44 @@ def refold(
     """
     family = family_of(mesh)
     names, axes = _chosen(mesh, dims)
-    sizes = requested_sizes(mesh_sizes, "refold")
-    new_names = requested_names(mesh_dim_names, "refold")
-    require_same_length(sizes, new_names, "refold")
+    sizes = checked_sizes("refold: mesh_sizes", mesh_sizes)
+    new_names = checked_names("refold: mesh_dim_names", mesh_dim_names)
+    check_same_length(new_names, sizes, "refold")
     folded = fold(axes)
     _require_ascending(folded, names)
-    require_product(sizes, axis_size(folded), f"refold of {names}")
+    require_product(sizes, size_of(folded), f"refold of {names}")
     parts = _parts(folded, sizes, "_".join(names))
     groups = _groups_of_parts(family, mesh, dict(zip(new_names, parts, strict=True)), backend_override)
     return family.derive(parts, new_names, groups, mesh)
 
 
-def _chosen(mesh: DeviceMesh, dims: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[Axis, ...]]:
+def _chosen(mesh: DeviceMesh, dims: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[Layout, ...]]:
     """Return the names and axes of some dims of a mesh, of all by default."""
     names, axes = axis_names(mesh), era.axes_of(mesh)
     if dims is None:
         return names, axes
-    wanted = requested_names(dims, "dims")
+    wanted = checked_names("dims", dims)
     return wanted, tuple(axes[dim_index(mesh, name)] for name in wanted)
 
 
 def _groups_of_parts(
     family: Family,
     mesh: DeviceMesh,
-    parts: Mapping[str, Axis],
+    parts: Mapping[str, Layout],
     backend_override: Mapping[int | str, BackendChoice] | None,
 ) -> list[ProcessGroup]:
     """Find or make the groups of new axes, after a check that their names are free; refuse ranks outside."""
     names = tuple(parts)
     specs = group_specs(backend_override, len(names), names)
     _require_free(family, parts)
-    groups = family.make_groups(list(parts.values()), names, specs)
+    groups = family.make_groups(map(AxisRequest, names, parts.values(), specs))
     family.require_member(mesh)
     for name, part in parts.items():
         family.unflattened.setdefault(name, set()).add(fold([part]))
     return groups
 
 
-def _flattened_as(family: Family, name: str, axis: Axis, mesh: DeviceMesh) -> DeviceMesh | None:
+def _flattened_as(family: Family, name: str, axis: Layout, mesh: DeviceMesh) -> DeviceMesh | None:
     """Return the flattened axis of this name and these ranks, `None` where the name is free."""
     known = era.flattened(family.root).get(name)
     if known is not None and fold(era.axes_of(known)) == axis:
@@ -234,7 +232,7 @@ def _flattened_as(family: Family, name: str, axis: Axis, mesh: DeviceMesh) -> De
     return None
 
 
-def _require_free(family: Family, parts: Mapping[str, Axis]) -> None:
+def _require_free(family: Family, parts: Mapping[str, Layout]) -> None:
     """Refuse a name that means other ranks elsewhere in the family: torch would look up the wrong group by it."""
     root = family.root
     taken = {name: fold(era.axes_of(flat)) for name, flat in era.flattened(root).items()}
@@ -247,18 +245,18 @@ def _require_free(family: Family, parts: Mapping[str, Axis]) -> None:
         )
 
 
-def _parts(axis: Axis, sizes: tuple[int, ...], name: str) -> tuple[Axis, ...]:
+def _parts(axis: Layout, sizes: tuple[int, ...], name: str) -> tuple[Layout, ...]:
     parts = split(axis, sizes)
     if parts is None:
         folded = tuple(size for size, _ in fold([axis]))
         raise MeshArgumentError(
-            f"unflatten: axis {name!r} is folded from parts of {folded} ranks that do not lie side by side; it cannot "
+            f"unflatten: axis {name!r} is folded from parts of {folded} ranks that are not contiguous; it cannot "
             f"be split into {sizes}. Choose sizes that keep these parts whole."
         )
     return parts
 
 
-def _require_ascending(axis: Axis, names: tuple[str, ...]) -> None:
+def _require_ascending(axis: Layout, names: tuple[str, ...]) -> None:
     if not is_ascending(axis):
         raise MeshArgumentError(
             f"flatten: the axes {names} are not in ascending order, and the ranks of a process group always are: "

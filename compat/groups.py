@@ -1,28 +1,61 @@
-"""The process groups of a mesh family: each distinct set of ranks has one, made when it is first needed."""
+"""The process groups of a mesh family: one for each distinct set of ranks, made when it is first needed.
+
+Every rank of the world makes the same calls in the same order, whatever slice of the mesh it is in, so no rank waits
+for another that never comes. The ranks of each group come from arithmetic on layouts.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
+import torch
 import torch.distributed as dist
 
-from automodel_mesh.compat import making
-from automodel_mesh.compat.errors import ProcessGroupDestroyedError
-from automodel_mesh.compat.making import DEFAULT_SPEC, GroupSpec
-from automodel_mesh.compat.worlds import current_world, is_alive
-from automodel_mesh.topology.layouts import Axis, fold
+from automodel_mesh.compat.worlds import current_world, is_alive, local_groups_are_safe
+from automodel_mesh.errors import ProcessGroupDestroyedError
+from automodel_mesh.topology.layouts import Layout, fold, group_at, groups, size_of
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Backend
     from torch.distributed import ProcessGroup
+
+LOCAL_FROM: Final = 8
+"""From this many groups along an axis on, each rank makes only its own, if the ranks agree that this is safe.
+
+Each call that all ranks make is a rendezvous of the world, and so is the collective in which they agree: with fewer
+groups there is nothing to gain."""
+
+
+class GroupSpec(NamedTuple):
+    """What a process group is asked to be; `None` means as the default group is.
+
+    Specs are equal when they ask for the same: options by identity, and `owner`, the name of an axis that wants a
+    communicator which no other axis uses.
+    """
+
+    backend: str | None = None
+    options: Backend.Options | None = None
+    timeout: timedelta | None = None
+    owner: str | None = None
+
+    def creation_timeout(self) -> timedelta | None:
+        """Return the timeout to make groups with: c10d overwrites the one inside the options with its default."""
+        if self.timeout is None and self.options is not None:
+            inside: timedelta = self.options._timeout
+            return inside
+        return self.timeout
+
+
+DEFAULT_SPEC: Final = GroupSpec()
 
 
 class GroupReport(NamedTuple):
-    """What `list_process_groups` says of one process group."""
+    """What `list_process_groups` reports of one process group."""
 
     name: str
     axes: tuple[str, ...]
@@ -33,9 +66,17 @@ class GroupReport(NamedTuple):
     made_here: bool
 
 
+class AxisRequest(NamedTuple):
+    """An axis that wants a process group: its name and layout, and what the group is asked to be."""
+
+    name: str
+    layout: Layout
+    spec: GroupSpec
+
+
 @dataclass
 class _Entry:
-    """A group of this rank, `None` where it is in none; weak, so that a destroyed group can go before its mesh does."""
+    """This rank's group, `None` if it is in none; weak, so that a destroyed group can go before its mesh does."""
 
     group: weakref.ref[ProcessGroup] | None
     made_here: bool
@@ -63,41 +104,41 @@ class GroupTable:
         self._spans_the_world = ranks == world if isinstance(ranks, range) else list(ranks) == list(world)
         self.ascending = isinstance(ranks, range) or all(left < right for left, right in pairwise(ranks))
         # The specs in the keys keep the options alive, so that their identity, their only equality, stays theirs.
-        self._entries: dict[tuple[Axis, GroupSpec], _Entry] = {}
+        self._entries: dict[tuple[Layout, GroupSpec], _Entry] = {}
 
-    def adopt(self, axis: Axis, group: ProcessGroup, name: str) -> None:
-        """Remember a group that torch made, so that an axis of the same ranks shares it."""
-        entry = self._entries.setdefault((fold([axis]), DEFAULT_SPEC), _Entry(weakref.ref(group), made_here=False))
+    def adopt(self, name: str, layout: Layout, group: ProcessGroup) -> None:
+        """Remember a group that torch made, so that other axes of the same ranks share it."""
+        entry = self._entries.setdefault((fold([layout]), DEFAULT_SPEC), _Entry(weakref.ref(group), made_here=False))
         entry.axes.append(name)
 
-    def find_or_make(self, axis: Axis, spec: GroupSpec, name: str) -> ProcessGroup | None:
-        """Return this rank's group along an axis, made now if the family has none; `None` outside the mesh.
+    def find_or_make(self, requests: Iterable[AxisRequest]) -> list[ProcessGroup]:
+        """Return this rank's group along each axis, made now if the family has none; an empty list outside the mesh.
 
-        Every rank of the world must come here with the same axis and an equal spec.
+        Every rank of the world must call this with the same layouts and equal specs.
         """
-        key = self._key(axis, spec)
-        entry = self._entries.get(key)
-        if entry is None:
-            entry = self._entries[key] = self._make(*key, name)
-        elif entry.group is not None and entry.alive() is None:
-            raise ProcessGroupDestroyedError(
-                f"the ranks of axis {name!r} had a process group, which has been destroyed: build the mesh again."
-            )
-        if name not in entry.axes:
-            entry.axes.append(name)
-        # Ranks outside the mesh have helped to make groups, a single-rank one among them, and have none of its axes.
-        return entry.alive() if self._member else None
+        found: list[ProcessGroup] = []
+        for request in requests:
+            key = self._key(request.layout, request.spec)
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._entries[key] = self._make(*key, f"mesh_{request.name}")
+            group = entry.alive()
+            if entry.group is not None and group is None:
+                raise ProcessGroupDestroyedError(
+                    f"the ranks of axis {request.name!r} had a process group, which has been destroyed: build the mesh "
+                    "again."
+                )
+            if request.name not in entry.axes:
+                entry.axes.append(request.name)
+            # A rank outside the mesh has helped to make the groups, and may be in a single-rank one: not one of the
+            # mesh.
+            if group is not None and self._member:
+                found.append(group)
+        return found
 
-    def find_or_make_all(
-        self, axes: Sequence[Axis], specs: Sequence[GroupSpec], names: Sequence[str]
-    ) -> list[ProcessGroup]:
-        """Return this rank's groups along several axes, none outside the mesh. Every rank of the world comes here."""
-        found = [self.find_or_make(*asked) for asked in zip(axes, specs, names, strict=True)]
-        return [group for group in found if group is not None]
-
-    def find(self, axis: Axis, spec: GroupSpec) -> ProcessGroup | None:
+    def find(self, layout: Layout, spec: GroupSpec) -> ProcessGroup | None:
         """Return this rank's group along an axis if the family has one of this spec; none is made."""
-        entry = self._entries.get(self._key(axis, spec))
+        entry = self._entries.get(self._key(layout, spec))
         return None if entry is None else entry.alive()
 
     def report(self) -> list[GroupReport]:
@@ -116,21 +157,67 @@ class GroupTable:
             if self._member and (group := entry.alive()) is not None
         ]
 
-    def groups_made_here(self) -> Iterator[ProcessGroup]:
-        """Yield the living groups that this table made on this rank, in the order it made them."""
-        for entry in self._entries.values():
-            if entry.made_here and (group := entry.alive()) is not None:
-                yield group
+    def groups_made_here(self) -> list[ProcessGroup]:
+        """Return the living groups that this table made on this rank, in the order it made them."""
+        made = (entry.alive() for entry in self._entries.values() if entry.made_here)
+        return [group for group in made if group is not None]
 
-    def _key(self, axis: Axis, spec: GroupSpec) -> tuple[Axis, GroupSpec]:
+    def _key(self, layout: Layout, spec: GroupSpec) -> tuple[Layout, GroupSpec]:
         if spec.timeout is None and self._timeout is not None:
             spec = spec._replace(timeout=self._timeout)
-        return fold([axis]), spec
+        return fold([layout]), spec
 
-    def _make(self, axis: Axis, spec: GroupSpec, name: str) -> _Entry:
+    def _make(self, layout: Layout, spec: GroupSpec, description: str) -> _Entry:
+        """Make the groups along an axis and remember this rank's."""
         # The default group has one order, ascending from 0, and so has an axis that folds to a single pair.
-        if spec == DEFAULT_SPEC and self._spans_the_world and axis == fold([((len(self.ranks), 1),)]):
+        if spec == DEFAULT_SPEC and self._spans_the_world and layout == fold([((len(self.ranks), 1),)]):
             world = current_world()
             return _Entry(None if world is None else weakref.ref(world), made_here=False)
-        group = making.make_groups(axis, self.ranks, spec, f"mesh_{name}", spans_the_world=self._spans_the_world)
-        return _Entry(None if group is None else weakref.ref(group), made_here=True)
+        own = self._make_groups(layout, spec, description)
+        return _Entry(None if own is None else weakref.ref(own), made_here=True)
+
+    def _make_groups(self, layout: Layout, spec: GroupSpec, description: str) -> ProcessGroup | None:
+        """Make the groups along an axis, in one of torch's ways, and return this rank's; `None` if it is in none."""
+        if _default_group_can_be_split(spec):
+            # A default group that is bound to a device has its communicator already, and torch splits it.
+            split = dist.split_group(
+                split_ranks=[list(ranks) for ranks in groups(layout, self.ranks)],
+                timeout=spec.creation_timeout(),
+                pg_options=spec.options,
+                group_desc=description,
+            )
+            return cast("ProcessGroup", split) if self._member else None
+        if not layout:
+            # Every rank of the world makes one at the same time, ranks outside the mesh too: that counts as one group
+            # on all of them. Not with local synchronization, whose names torch can give twice in a world.
+            return _new_group((dist.get_rank(),), spec, description, local=False)
+        many = len(self.ranks) // size_of(layout) >= LOCAL_FROM
+        if many and self._spans_the_world and local_groups_are_safe():
+            own = group_at(layout, self.ranks.index(dist.get_rank()), self.ranks)
+            return _new_group(own, spec, description, local=True)
+        mine: ProcessGroup | None = None
+        for ranks in groups(layout, self.ranks):
+            group = _new_group(ranks, spec, description, local=False)
+            if dist.get_rank() in ranks:
+                mine = group
+        return mine
+
+
+def _new_group(ranks: Sequence[int], spec: GroupSpec, description: str, *, local: bool) -> ProcessGroup:
+    group = dist.new_group(
+        list(ranks),
+        spec.creation_timeout(),
+        spec.backend,
+        spec.options,
+        use_local_synchronization=local,
+        group_desc=description,
+    )
+    return cast("ProcessGroup", group)
+
+
+def _default_group_can_be_split(spec: GroupSpec) -> bool:
+    world = current_world()
+    device_id: torch.device | None = getattr(world, "bound_device_id", None)
+    if world is None or device_id is None or not torch.accelerator.is_available():
+        return False
+    return spec.backend is None or world._get_backend(torch.device(device_id.type)).name() == spec.backend

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import family_of, require_mesh
 from automodel_mesh.compat.requests import dim_index, require_known
+from automodel_mesh.errors import MeshArgumentError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -100,7 +100,7 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
 
 
 def get_coordinate(mesh: DeviceMesh) -> tuple[int, ...] | None:
-    """Return the place of this rank in a mesh.
+    """Return the coordinate of this rank in a mesh.
 
     Args:
         mesh: any mesh.

@@ -1,4 +1,4 @@
-"""Taking parts of a mesh, and joining them: no process group is ever made here."""
+"""Slicing a mesh, and joining meshes: no process group is ever made here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.checks import checked_names
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.errors import MeshArgumentError
 from automodel_mesh.compat.family import Lookups, family_of, lookups_of
-from automodel_mesh.compat.requests import axis_names, requested_names, require_known
-from automodel_mesh.topology.layouts import Axis, fold, overlap
+from automodel_mesh.compat.requests import axis_names, require_known
+from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.topology.layouts import Layout, fold, overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ def slice_mesh(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
 
     Torch releases:
         2.6 - 2.8 cannot slice a slice, 2.9 warns and takes the immediate parent for the root; 2.10 and newer warn
-        about flattened axes; only 2.13 and newer give the right ranks for one that does not lie side by side; from
+        about flattened axes; only 2.13 and newer give the right ranks for one whose parts are not contiguous; from
         2.14 on torch's own slicing imports `torch._dynamo`. Here all releases behave as described.
 
     Source:
@@ -77,13 +78,13 @@ def find_submesh(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
 def remembered(
     mesh: DeviceMesh, request: Any, answer: Callable[[DeviceMesh, Any], DeviceMesh], kind: str = ""
 ) -> DeviceMesh:
-    """Return the answer a mesh has given to a request before in this world, else find and remember it.
+    """Return the cached result of a lookup in this mesh, or compute and cache it.
 
     Args:
-        mesh: the mesh asked.
-        request: what it is asked, remembered if it is a string or a tuple.
-        answer: finds the mesh from the two.
-        kind: tells requests of unlike meaning apart.
+        mesh: the mesh.
+        request: what is looked up; the result is cached if this is a string or a tuple.
+        answer: computes the result from `mesh` and `request`.
+        kind: a name for this kind of lookup, so that equal requests of two kinds have a result each.
     """
     try:
         lookups: Lookups = mesh._automodel_mesh_lookups  # type: ignore[attr-defined]
@@ -92,7 +93,7 @@ def remembered(
         if world is not None and world is distributed_c10d._world._default_pg:
             return lookups.answers[kind][request]
     except (AttributeError, KeyError, TypeError):
-        pass  # not asked before, or not askable: a list, say, is no key
+        pass  # not cached yet, or not hashable, as a list
     found = answer(mesh, request)
     if isinstance(request, (str, tuple)):
         lookups_of(mesh, family_of(mesh)).answers.setdefault(kind, {})[request] = found
@@ -130,7 +131,7 @@ def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
                 f"concatenate: {mesh} has another root than {given[0]}: only meshes of one root can be joined."
             )
     family.require_member(given[0])
-    names = requested_names([name for mesh in given for name in axis_names(mesh)], "concatenate")
+    names = checked_names("concatenate: names of the axes", [name for mesh in given for name in axis_names(mesh)])
     axes = tuple(axis for mesh in given for axis in era.axes_of(mesh))
     _require_disjoint(axes, names, "concatenate")
     groups = [family.along(mesh, dim) for mesh in given for dim in range(mesh.ndim)]
@@ -140,7 +141,7 @@ def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
 def _slice(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
     family = family_of(mesh)
     own = axis_names(mesh)
-    wanted = requested_names(names, "slice_mesh")
+    wanted = checked_names("slice_mesh: names", names)
     family.require_member(mesh)
     if wanted == own:
         return mesh
@@ -158,19 +159,19 @@ def _slice(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
 
 
 def _find(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
-    wanted = requested_names(names, "find_submesh")
+    wanted = checked_names("find_submesh: names", names)
     root = family_of(mesh).root
     here = {*axis_names(mesh), *era.flattened(root)}
     # The root's axes only where this mesh has not all of them: an unflattened mesh has axes the root has not.
     return slice_mesh(mesh if here.issuperset(wanted) or mesh is root else root, wanted)
 
 
-def _require_disjoint(axes: tuple[Axis, ...], names: tuple[str, ...], what: str) -> None:
+def _require_disjoint(axes: tuple[Layout, ...], names: tuple[str, ...], what: str) -> None:
     if overlap(axes):
         raise MeshArgumentError(f"{what}: the axes {names} overlap: some of their ranks are reached in two ways.")
 
 
-def _require_order(axes: Sequence[tuple[bool, int, Axis]], names: tuple[str, ...]) -> None:
+def _require_order(axes: Sequence[tuple[bool, int, Layout]], names: tuple[str, ...]) -> None:
     """Refuse axes of this mesh out of its own order, and flattened ones out of the order of their strides."""
     for (own, dim, axis), (next_own, next_dim, next_axis) in pairwise(axes):
         if own and next_own:

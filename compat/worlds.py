@@ -1,4 +1,4 @@
-"""The world of process groups this process is in: which one it is, what it holds, and a fake one for tests of scale."""
+"""The world of process groups that this process belongs to: which one it is, what it has, and a fake one for tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def current_world() -> ProcessGroup | None:
 
 
 def is_current(world: weakref.ref[ProcessGroup]) -> bool:
-    """Tell whether a remembered world is the one there is: not destroyed, and not replaced by another."""
+    """Tell whether a stored world is the current one: not destroyed, and not replaced by another."""
     remembered = world()
     return remembered is not None and remembered is current_world()
 

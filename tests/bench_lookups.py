@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from automodel_mesh import get_flat_mesh, get_fsdp_dp_mesh, get_submesh
-from automodel_mesh.compat import live_process_groups
+from automodel_mesh.compat.worlds import live_process_groups
 from tests.measuring import OURS, TORCH, build, in_fake_world, prepare, report, reported, root_of, time_of
 
 MIXED = ("dp_replicate", "dp_shard_cp")

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch.distributed import device_mesh
 
 from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes
-from automodel_mesh.compat import TORCH_VERSION, live_process_groups, reset_mesh_registry
+from automodel_mesh.compat import TORCH_VERSION, reset_mesh_registry
+from automodel_mesh.compat.worlds import live_process_groups
 from automodel_mesh.testing import fake_world, run_ranks
 from tests.compat import plain
 

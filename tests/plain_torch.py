@@ -16,6 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from automodel_mesh import compat
+from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world, run_ranks
 from tests.compat import plain
 
@@ -90,9 +91,9 @@ def split(dim: int | str) -> str:
     """Split an axis of four ranks twice, and count the groups of the second time."""
     root = plain.init_device_mesh("cpu", (2, 4), mesh_dim_names=("pp", "rest"))
     plain.unflatten(root, dim, (2, 2), ("dp", "tp"))
-    before = len(compat.live_process_groups())
+    before = len(worlds.live_process_groups())
     plain.unflatten(root, dim, (2, 2), ("dp", "tp"))
-    return f"works; again: {len(compat.live_process_groups()) - before} new groups"
+    return f"works; again: {len(worlds.live_process_groups()) - before} new groups"
 
 
 def split_by_index() -> str:
@@ -121,9 +122,9 @@ def joined() -> str:
     """Joining meshes."""
     root = build()
     flat = plain.flatten(plain.slice_mesh(root, ("cp", "tp")), "cp_tp")
-    before = len(compat.live_process_groups())
+    before = len(worlds.live_process_groups())
     mesh = plain.concatenate([plain.slice_mesh(root, "dp"), flat])
-    more = len(compat.live_process_groups()) - before
+    more = len(worlds.live_process_groups()) - before
     return "works" if plain.get_root_mesh(mesh) is root and not more else f"{more} new groups"
 
 
@@ -136,9 +137,9 @@ def override() -> str:
 
 def axes_of_one_rank() -> str:
     """Groups for three axes of one rank."""
-    before = len(compat.live_process_groups())
+    before = len(worlds.live_process_groups())
     plain.init_device_mesh("cpu", (1, 1, 8, 1), mesh_dim_names=("a", "b", "c", "d"))
-    alone = [ranks for ranks in compat.live_process_groups().values() if len(ranks) == 1]
+    alone = [ranks for ranks in worlds.live_process_groups().values() if len(ranks) == 1]
     return f"{len(alone)} groups" if before == 1 else "more groups than the default one"
 
 

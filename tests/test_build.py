@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from automodel_mesh import DDPConfig, FSDP2Config, MegatronFSDPConfig, MeshContext, ParallelismSizes, compat
 from automodel_mesh.build import build_meshes, default_device_type, resolve_world_size
+from automodel_mesh.compat import worlds
 from automodel_mesh.compat.worlds import local_groups_are_safe
 from automodel_mesh.config import DistributedStrategyConfig
 from automodel_mesh.mesh_utils import get_flat_mesh, get_submesh
@@ -90,7 +91,7 @@ def ranks_of(mesh: DeviceMesh, axis: str | None = None) -> list[int]:
 
 def live_rank_sets() -> Counter[tuple[int, ...]]:
     """Count the groups of this rank by the ranks in them."""
-    return Counter(compat.live_process_groups().values())
+    return Counter(worlds.live_process_groups().values())
 
 
 def economical(grids: Sequence[tuple[Grid, Sources]], rank: int) -> Counter[tuple[int, ...]]:
@@ -132,7 +133,7 @@ def check_report(context: MeshContext, grids: Sequence[tuple[Grid, Sources]]) ->
     for grid, sources in grids:
         for axis, folded in sources.items():
             assert ranks[axis] == tuple(grid.group(folded, dist.get_rank()))
-    live = compat.live_process_groups()
+    live = worlds.live_process_groups()
     assert {group.name: group.ranks for group in report}.items() <= live.items()
     whole = tuple(range(dist.get_world_size()))
     assert all(group.made_here == (group.ranks != whole) for group in report)
@@ -174,19 +175,19 @@ def check_fsdp2(context: MeshContext, shape: tuple[int, ...], ep: int) -> None:
 @pytest.mark.ranks(8, timeout=240)
 def test_fsdp2_every_factorisation_of_eight_ranks(ep: int) -> None:
     """Sizes, groups of every axis, roots and the number of groups are the oracle's, and closing leaves nothing."""
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     for shape in factorisations(8, 5):
         if prod(shape[1:]) % ep == 0:
             with MeshContext.build(FSDP2Config(), sizes_of(shape, ep)) as context:
                 dist.barrier()  # nobody closes a connection that another rank still makes
                 check_fsdp2(context, shape, ep)
-            assert compat.live_process_groups() == before
+            assert worlds.live_process_groups() == before
 
 
 @pytest.mark.ranks(8, timeout=240)
 def test_megatron_fsdp_every_factorisation_of_eight_ranks() -> None:
     """The mesh (dp, cp, tp) and its dp_cp have the oracle's ranks and groups, and closing leaves nothing."""
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     for shape in factorisations(8, 3):
         sizes = ParallelismSizes(dp_size=shape[0], cp_size=shape[1], tp_size=shape[2])
         with MeshContext.build(MegatronFSDPConfig(), sizes) as context:
@@ -199,18 +200,18 @@ def test_megatron_fsdp_every_factorisation_of_eight_ranks() -> None:
             check_parts(root, grid, MEGATRON_AXES, [("dp", "cp", "tp"), ("dp_cp", "tp"), ("dp", "tp")])
             assert live_rank_sets() == economical([(grid, MEGATRON_AXES)], dist.get_rank())
             check_report(context, [(grid, MEGATRON_AXES)])
-        assert compat.live_process_groups() == before
+        assert worlds.live_process_groups() == before
 
 
 @pytest.mark.ranks(4)
 def test_ddp_has_a_group_and_no_mesh() -> None:
     """DDP over the world uses the default group, over some ranks a group of theirs that closing destroys."""
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     with MeshContext.build(DDPConfig()) as context:
         dist.barrier()  # nobody closes a connection that another rank still makes
         assert context.device_mesh is context.moe_mesh is None
         assert context.process_group is dist.group.WORLD
-        assert compat.live_process_groups() == before
+        assert worlds.live_process_groups() == before
     with MeshContext.build(DDPConfig(), ranks=[1, 2]) as context:
         dist.barrier()  # nobody closes a connection that another rank still makes
         assert context.is_member == (dist.get_rank() in {1, 2})
@@ -218,7 +219,7 @@ def test_ddp_has_a_group_and_no_mesh() -> None:
             assert not context.is_member
         else:
             assert dist.get_process_group_ranks(context.process_group) == [1, 2]
-    assert compat.live_process_groups() == before
+    assert worlds.live_process_groups() == before
 
 
 @pytest.mark.ranks(2, backend=None)
@@ -285,7 +286,7 @@ def test_without_a_timeout_torch_chooses(calls: list[Call]) -> None:
 @pytest.mark.ranks(8)
 def test_backend_override_reaches_native_derived_and_expert_axes() -> None:
     """Only the axes named get the backend, also where another axis of the same ranks keeps the default."""
-    compat.register_fake_backend()
+    worlds.register_fake_backend()
     chosen = ("tp", "dp_cp", "ep")
     sizes = ParallelismSizes(tp_size=2, cp_size=2, ep_size=2)
     with MeshContext.build(FSDP2Config(), sizes, backend_override=dict.fromkeys(chosen, "fake")) as context:
@@ -358,7 +359,7 @@ def test_local_creation_makes_each_rank_only_its_own_groups(
     shape: tuple[int, ...], ep: int, calls: list[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the ranks agree, each makes just the groups it is in: the same as otherwise, and they communicate."""
-    monkeypatch.setattr("automodel_mesh.compat.making.LOCAL_FROM", 1)
+    monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
     with MeshContext.build(FSDP2Config(), sizes_of(shape, ep)) as context:
         dist.barrier()  # nobody closes a connection that another rank still makes
         assert all(dist.get_rank() in call.ranks for call in calls)
@@ -381,7 +382,7 @@ def test_a_large_world_has_no_call_for_a_group_of_others(calls: list[Call]) -> N
 @pytest.mark.ranks(8)
 def test_local_creation_can_be_repeated_after_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups made anew for the same ranks find each other, not what is left in the store of those that are closed."""
-    monkeypatch.setattr("automodel_mesh.compat.making.LOCAL_FROM", 1)
+    monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
     for _ in range(3):
         with MeshContext.build(FSDP2Config(), sizes_of((1, 2, 2, 1, 2), 4)) as context:
             dist.barrier()  # nobody closes a connection that another rank still makes
@@ -392,7 +393,7 @@ def test_local_creation_can_be_repeated_after_closing(monkeypatch: pytest.Monkey
 @pytest.mark.ranks(8)
 def test_ranks_with_unequal_groups_make_theirs_together(calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torch would give a group unlike names on its members, all ranks make all groups, and those are right."""
-    monkeypatch.setattr("automodel_mesh.compat.making.LOCAL_FROM", 1)
+    monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
     other = dist.new_group([0, 1], None, use_local_synchronization=False)
     agreed = local_groups_are_safe()
     for shape, ep in LOCAL_SHAPES:
@@ -413,7 +414,7 @@ def test_ranks_with_unequal_groups_make_theirs_together(calls: list[Call], monke
 @pytest.mark.ranks(8)
 def test_some_ranks_are_never_built_locally(calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model on part of the world is built by all ranks together, and the whole world's next one is right."""
-    monkeypatch.setattr("automodel_mesh.compat.making.LOCAL_FROM", 1)
+    monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
     with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=range(4)) as part:
         dist.barrier()  # nobody closes a connection that another rank still makes
         assert not any(call.local for call in calls if len(call.ranks) > 1)
@@ -467,7 +468,7 @@ def test_sizes_that_do_not_fit_are_refused(
         with pytest.raises(ValueError, match=message):
             MeshContext.build(config, ParallelismSizes(**sizes))
         assert not calls
-        assert len(compat.live_process_groups()) == 1
+        assert len(worlds.live_process_groups()) == 1
 
 
 @pytest.mark.release_independent
@@ -529,10 +530,10 @@ def test_building_and_closing_a_thousand_times_leaks_nothing() -> None:
     sizes = {"tp_size": 2, "ep_size": 2}
     with fake_world(4):
         build_and_close(1, sizes)
-        groups, meshes = compat.live_process_groups(), len(compat.live_meshes())
+        groups, meshes = worlds.live_process_groups(), len(worlds.live_meshes())
         build_and_close(1_000, sizes)
-        assert compat.live_process_groups() == groups
-        assert len(compat.live_meshes()) == meshes == 0
+        assert worlds.live_process_groups() == groups
+        assert len(worlds.live_meshes()) == meshes == 0
 
 
 @pytest.mark.ranks(4, timeout=120)
@@ -548,11 +549,11 @@ def test_equal_requests_make_meshes_of_their_own() -> None:
     """Two contexts of one request share no group, and closing one leaves the other as it was."""
     build = partial(MeshContext.build, FSDP2Config(), ParallelismSizes(tp_size=2))
     with fake_world(8), build() as stays:
-        mine = compat.live_process_groups()
+        mine = worlds.live_process_groups()
         with build() as goes:
             names = {group.name for context in (stays, goes) for group in context.process_groups()}
             assert len(names) == 2 * len(stays.process_groups())
-        assert compat.live_process_groups() == mine
+        assert worlds.live_process_groups() == mine
         assert stays.device_mesh is not None
         assert ranks_of(stays.device_mesh, "tp") == [0, 1]
 

@@ -17,9 +17,9 @@ from automodel_mesh import (
     MegatronFSDPConfig,
     MeshContext,
     ParallelismSizes,
-    compat,
     get_flat_mesh,
 )
+from automodel_mesh.compat import worlds
 from automodel_mesh.config import (
     STRATEGY_MAP,
     DistributedSetup,
@@ -284,11 +284,11 @@ INVALID: list[tuple[Mapping[str, Any], type[Exception], str]] = [
 
 def check_invalid() -> None:
     """Build with each set of bad arguments, and see that none made a process group."""
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     for arguments, error, message in INVALID:
         with pytest.raises(error, match=message):
             DistributedSetup.build(**arguments)
-        assert compat.live_process_groups() == before, arguments
+        assert worlds.live_process_groups() == before, arguments
 
 
 def test_bad_arguments_are_refused_before_a_group_is_made() -> None:
@@ -344,14 +344,14 @@ def test_a_plain_mesh_is_a_topology_without_policies(
     """The mesh itself is kept, its sizes are read, there are no policies, and closing leaves its groups alone."""
     with fake_world(8):
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-        groups = compat.live_process_groups()
+        groups = worlds.live_process_groups()
         with DistributedSetup.from_device_mesh(mesh) as setup:
             assert setup.device_mesh is mesh
             assert sizes_of(setup) == sizes
             assert [setup.strategy_config, setup.parallelism_sizes, setup.moe_mesh] == [None, None, None]
             assert policies_of(setup) == [None, None]
             assert setup.activation_checkpointing is False
-        assert compat.live_process_groups() == groups
+        assert worlds.live_process_groups() == groups
 
 
 def test_a_plain_mesh_has_known_axes() -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat, get_flat_mesh, get_fsdp_dp_mesh, mesh
+from automodel_mesh.compat import worlds
 from automodel_mesh.config import (
     STRATEGY_MAP,
     DDPConfig,
@@ -333,7 +334,7 @@ SETUPS: list[dict[str, Any]] = [
 def test_a_setup_survives_the_way_through_the_older_generation(arguments: dict[str, Any]) -> None:
     """It comes back equal, over the same meshes, and either side closes what was built."""
     with fake_world(16):
-        before = compat.live_process_groups()
+        before = worlds.live_process_groups()
         setup = DistributedSetup.build(**arguments)
         context = MeshContext.from_distributed_setup(setup)
         assert context.strategy_config is setup.strategy_config
@@ -349,7 +350,7 @@ def test_a_setup_survives_the_way_through_the_older_generation(arguments: dict[s
         assert back.device_mesh is setup.device_mesh
         assert MeshContext.from_distributed_setup(back) == context
         context.close()
-        assert compat.live_process_groups() == before
+        assert worlds.live_process_groups() == before
         setup.close()
         back.close()
 
@@ -399,7 +400,7 @@ def test_outside_of_the_model_nothing_is_refused() -> None:
 @pytest.mark.ranks(8)
 def test_it_builds_and_closes_as_the_current_generation_does() -> None:
     """`build` keeps the strategy, the meshes work, and leaving the context destroys what it built and nothing else."""
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, cp_size=2), timeout_minutes=1) as context:
         assert type(context) is MeshContext
         assert context.strategy_config == FSDP2Config()
@@ -410,4 +411,4 @@ def test_it_builds_and_closes_as_the_current_generation_does() -> None:
         assert total.item() == 2
         assert get_fsdp_dp_mesh(root).mesh_dim_names == ("dp_shard_cp",)
         dist.barrier()  # nobody closes a connection that another rank still makes
-    assert compat.live_process_groups() == before
+    assert worlds.live_process_groups() == before

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from torch.distributed.device_mesh import init_device_mesh
 
-from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes, compat
+from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes
+from automodel_mesh.compat import worlds
 from automodel_mesh.config import DistributedSetup, MoEParallelizerConfig, PipelineConfig
 from automodel_mesh.loaders import RETIRED_KEYWORDS, accepts_distributed_setup, resolve_distributed_setup
 from automodel_mesh.testing import fake_world
@@ -172,7 +173,7 @@ def test_both_sides_of_the_migration() -> None:
     with fake_world(8):
         strategy = FSDP2Config(activation_checkpointing=True)
         pp_cfg, moe_cfg, moe_mesh = PipelineConfig(), MoEParallelizerConfig(), a_mesh()
-        groups = compat.live_process_groups()
+        groups = worlds.live_process_groups()
         with pytest.raises(TypeError) as caught:
             Loader.from_pretrained(
                 "meta-llama/Llama-3.2-1B",
@@ -194,7 +195,7 @@ def test_both_sides_of_the_migration() -> None:
         ]
         assert "  tp_size: DistributedSetup.build(parallelism_sizes=ParallelismSizes(tp_size=2))" in lines
         assert "  activation_checkpointing: DistributedSetup.build(activation_checkpointing=True)" in lines
-        assert compat.live_process_groups() == groups
+        assert worlds.live_process_groups() == groups
         # The page leaves out the sizes that make room for the two policies, which `build` asks for.
         with pytest.raises(ValueError, match="pipeline_config=.* needs pp_size > 1"):
             DistributedSetup.build(

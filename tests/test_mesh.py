@@ -28,6 +28,7 @@ from automodel_mesh import (
     get_fsdp_dp_mesh,
     get_submesh,
 )
+from automodel_mesh.compat import worlds
 from automodel_mesh.config import DistributedStrategyConfig
 from automodel_mesh.errors import ProcessGroupDestroyedError, RankNotInMeshError
 from automodel_mesh.testing import fake_world
@@ -172,11 +173,11 @@ def test_wrapped_meshes_are_read_and_never_closed() -> None:
         assert (wrapped.pp_size, wrapped.dp_size, wrapped.cp_size, wrapped.tp_size, wrapped.ep_size) == (2, 2, 2, 2, 4)
         assert wrapped == built
         assert wrapped.process_groups() == built.process_groups()
-        groups = compat.live_process_groups()
+        groups = worlds.live_process_groups()
         with wrapped:
             pass
         wrapped.abort()
-        assert compat.live_process_groups() == groups
+        assert worlds.live_process_groups() == groups
         assert built.device_mesh is not None
         assert get_flat_mesh(built.device_mesh, "tp").size() == 2
         built.close()
@@ -191,9 +192,9 @@ def test_meshes_of_torch_s_making_can_be_wrapped() -> None:
         context = MeshContext.from_meshes(mesh)
         assert (context.dp_shard_size, context.tp_size, context.cp_size, context.dp_size) == (2, 4, 1, None)
         assert dist.get_process_group_ranks(compat.get_group(get_flat_mesh(mesh, "tp"))) == [0, 1, 2, 3]
-        before = compat.live_process_groups()
+        before = worlds.live_process_groups()
         context.close()
-        assert compat.live_process_groups() == before
+        assert worlds.live_process_groups() == before
 
 
 def test_a_model_local_group_is_kept() -> None:
@@ -251,18 +252,18 @@ CONFIGS: list[tuple[DistributedStrategyConfig, ParallelismSizes]] = [
 def test_closing_destroys_exactly_what_was_built() -> None:
     """Groups of others and the default group stay and work; closing twice is fine; then every question is refused."""
     (mine,) = (group for pair in range(0, 8, 2) if (group := new_group([pair, pair + 1])) is not None)
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     for config, sizes in CONFIGS:
         context = MeshContext.build(config, sizes)
         made = {group.name for group in context.process_groups() if group.made_here}
-        assert compat.live_process_groups().keys() - before.keys() == made
+        assert worlds.live_process_groups().keys() - before.keys() == made
         root = context.device_mesh
         assert root is not None
         line = get_flat_mesh(root, "dp_cp")
         dist.barrier()  # nobody closes a connection that another rank still makes
         context.close()
         context.close()
-        assert compat.live_process_groups() == before
+        assert worlds.live_process_groups() == before
         questions: list[Callable[[], object]] = [
             context.process_groups,
             lambda root=root: get_flat_mesh(root, "tp"),  # type: ignore[misc]
@@ -301,19 +302,19 @@ def test_contexts_can_be_closed_in_any_order() -> None:
         assert third.device_mesh is not None
         assert compat.get_group(third.device_mesh, "tp").size() == 2
         third.close()
-        assert len(compat.live_process_groups()) == 1
+        assert len(worlds.live_process_groups()) == 1
 
 
 def test_an_error_inside_the_block_closes_and_is_passed_on() -> None:
     """Leaving by an exception destroys the groups and does not swallow the exception."""
     with fake_world(8):
-        before = compat.live_process_groups()
+        before = worlds.live_process_groups()
         with (
             pytest.raises(KeyError, match="lost"),
             MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2)) as context,
         ):
             raise KeyError("lost")
-        assert compat.live_process_groups() == before
+        assert worlds.live_process_groups() == before
         with pytest.raises(ProcessGroupDestroyedError):
             context.process_groups()
 
@@ -326,10 +327,10 @@ def test_a_context_whose_world_is_gone_can_be_closed() -> None:
     closed.close()
     aborted.abort()
     with fake_world(8), MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2)) as context:
-        groups = compat.live_process_groups()
+        groups = worlds.live_process_groups()
         closed.close()
         aborted.abort()
-        assert compat.live_process_groups() == groups
+        assert worlds.live_process_groups() == groups
         root, gone = context.device_mesh, closed.device_mesh
         assert root is not None
         assert gone is not None
@@ -341,13 +342,13 @@ def test_a_context_whose_world_is_gone_can_be_closed() -> None:
 @pytest.mark.ranks(8)
 def test_aborting_covers_derived_and_expert_axes() -> None:
     """Every group made here is gone, without waiting for ranks that do not abort at the same time."""
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     context = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, cp_size=2, pp_size=2, ep_size=2))
     dist.barrier()  # nobody closes a connection that another rank still makes
     if dist.get_rank() == 3:
         dist.barrier()  # the others have aborted before they come here
     context.abort()
-    assert compat.live_process_groups() == before
+    assert worlds.live_process_groups() == before
     with pytest.raises(ProcessGroupDestroyedError):
         context.process_groups()
     context.abort()
@@ -362,7 +363,7 @@ def test_aborting_covers_derived_and_expert_axes() -> None:
 @pytest.mark.ranks(8)
 def test_student_and_teacher_side_by_side() -> None:
     """Each has its own topology on its ranks; a rank of the other gets a context that says so and refuses."""
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     rank = dist.get_rank()
     teacher_sizes = ParallelismSizes(dp_replicate_size=2, cp_size=2, ep_size=2)
     student = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=[0, 1, 2, 3])
@@ -393,7 +394,7 @@ def test_student_and_teacher_side_by_side() -> None:
     dist.barrier()  # nobody closes a connection that another rank still makes
     for context in (student, teacher):
         context.close()
-    assert compat.live_process_groups() == before
+    assert worlds.live_process_groups() == before
 
 
 def check_refusals(context: MeshContext) -> None:
@@ -450,7 +451,7 @@ def test_chosen_ranks_need_not_lie_side_by_side() -> None:
             total = torch.tensor(dist.get_rank())
             dist.all_reduce(total, group=compat.get_group(context.device_mesh, "dp"))
             assert total.item() == (3 if dist.get_rank() in {0, 3} else 9)
-    assert len(compat.live_process_groups()) == 1
+    assert len(worlds.live_process_groups()) == 1
 
 
 @pytest.mark.parametrize(
@@ -469,7 +470,7 @@ def test_ranks_that_will_not_do_are_refused(ranks: list[int], error: type[Except
     with fake_world(8):
         with pytest.raises(error, match=message):
             MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=ranks)
-        assert len(compat.live_process_groups()) == 1
+        assert len(worlds.live_process_groups()) == 1
 
 
 def test_a_ddp_context_outside_refuses_to_be_listed() -> None:

@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.compat.errors import (
+from automodel_mesh.compat import worlds
+from automodel_mesh.errors import (
     MeshArgumentError,
     ProcessGroupDestroyedError,
     RankNotInMeshError,
@@ -189,9 +190,9 @@ def ranks_of(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> list[int]:
 @contextmanager
 def new_groups(count: int) -> Generator[None, None, None]:
     """Require that the block makes this many process groups on this rank."""
-    before = compat.live_process_groups()
+    before = worlds.live_process_groups()
     yield
-    made = {name: ranks for name, ranks in compat.live_process_groups().items() if name not in before}
+    made = {name: ranks for name, ranks in worlds.live_process_groups().items() if name not in before}
     require(len(made) == count, f"expected {count} new process groups, found {len(made)}: {made}")
 
 

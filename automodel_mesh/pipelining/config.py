@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from automodel_mesh.checks import listed, nearest
 from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.fields import (
     as_dict,
@@ -14,8 +15,6 @@ from automodel_mesh.fields import (
     check_choice,
     check_flags,
     check_list_of_names,
-    is_list,
-    nearest,
     one_of_names,
 )
 
@@ -129,12 +128,8 @@ def _check_csv(value: object) -> None:
 
 
 def _check_parts(value: object) -> None:
-    wanted = "give for each stage a list of module names, or None"
     if value is None:
         return
-    if not is_list(value):
-        raise TypeError(f"module_fqns_per_model_part={value!r} is of type {type(value).__name__}: {wanted}")
-    if not value:
-        raise ValueError(f"module_fqns_per_model_part={value!r} is empty: {wanted}")
-    for index, part in enumerate(value):
+    wanted = "for each stage a list of module names, or None"
+    for index, part in enumerate(listed("module_fqns_per_model_part", value, wanted)):
         check_list_of_names(f"module_fqns_per_model_part[{index}]", part)

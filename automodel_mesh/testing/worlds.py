@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.compat import worlds
 from automodel_mesh.testing.ranks import run_ranks
 
 if TYPE_CHECKING:
@@ -48,15 +49,15 @@ def leak_check(*, reset_registry: bool = False) -> Generator[None, None, None]:
     Raises:
         LeakError: something was left; the message has each group's name and ranks, and each mesh.
     """
-    groups_before = set(compat.live_process_groups().items())
-    meshes_before = [weakref.ref(mesh) for mesh in compat.live_meshes()]
+    groups_before = set(worlds.live_process_groups().items())
+    meshes_before = [weakref.ref(mesh) for mesh in worlds.live_meshes()]
     yield
     if reset_registry:
         compat.reset_mesh_registry()
     known = [mesh for reference in meshes_before if (mesh := reference()) is not None]
     # Compared by identity: two meshes over the same ranks are equal.
-    meshes = [repr(mesh) for mesh in compat.live_meshes() if not any(mesh is old for old in known)]
-    groups = [item for item in compat.live_process_groups().items() if item not in groups_before]
+    meshes = [repr(mesh) for mesh in worlds.live_meshes() if not any(mesh is old for old in known)]
+    groups = [item for item in worlds.live_process_groups().items() if item not in groups_before]
     if groups or meshes:
         raise LeakError(_leak_message(groups, meshes))
 
@@ -97,7 +98,7 @@ def fake_world(world_size: int, rank: int = 0) -> Generator[None, None, None]:
             f"this process belongs to a process group of {dist.get_world_size()} ranks; a fake world needs a "
             "process without one: call torch.distributed.destroy_process_group() first"
         )
-    compat.init_fake_world(world_size, rank)
+    worlds.init_fake_world(world_size, rank)
     try:
         yield
     finally:

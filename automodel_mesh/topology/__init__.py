@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from automodel_mesh.topology.grid import CoincidentAxes, Topology, distinct_groups_per_rank, shared_layouts
-from automodel_mesh.topology.layouts import Axis
+from automodel_mesh.topology.layouts import Layout
 
 __all__ = [
-    "Axis",
     "CoincidentAxes",
+    "Layout",
     "Topology",
     "distinct_groups_per_rank",
     "shared_layouts",

@@ -1,9 +1,7 @@
-"""Which ranks belong to which group: sizes to axes, shape, derived axes and groups, without torch.
+"""`Topology`: a grid of ranks with its axes, the axes derived by folding them, and the groups of each, without torch.
 
-A `Topology` is a grid of ranks in row-major order, the last axis varying fastest, as `init_device_mesh` lays
-it out. Nothing here lists the world: an axis is kept as its *layout*, the (size, stride) pairs of the
-positions that one of its groups holds, so a question costs time and memory in proportion to the group it is
-about, not to the world.
+The ranks are in row-major order, the last axis varying fastest, as `init_device_mesh` lays them out. Nothing here lists
+the world: see `layouts.py`.
 """
 
 from __future__ import annotations
@@ -11,23 +9,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import pairwise
 from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from automodel_mesh.topology.sizes import check_ranks, check_size, is_int
+from automodel_mesh.checks import check_same_length, checked_names, checked_ranks, checked_sizes, is_int, shown_ranks
+from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.topology.layouts import Layout, fold, group_at, groups, native_layouts
 
-__all__ = [
-    "CoincidentAxes",
-    "Layout",
-    "Topology",
-    "distinct_groups_per_rank",
-    "shared_layouts",
-]
-
-Layout = tuple[tuple[int, int], ...]
-"""(size, stride) pairs, strides descending, no size 1, neighbours merged: equal when the groups are equal."""
+__all__ = ["CoincidentAxes", "Topology", "distinct_groups_per_rank", "shared_layouts"]
 
 
 class CoincidentAxes(NamedTuple):
@@ -73,15 +64,15 @@ class Topology:
         derived: Mapping[str, Sequence[str]] | None = None,
         ranks: Sequence[int] | None = None,
     ) -> None:
-        axes, shape = tuple(map(_plain, axes)), tuple(shape)
-        _check_grid(axes, shape)
-        folds = {_plain(name): tuple(map(_plain, folded)) for name, folded in (derived or {}).items()}
-        _check_derived(axes, folds)
+        axes = checked_names("axes", axes)
+        shape = checked_sizes("shape", shape)
+        check_same_length(axes, shape, "a topology")
+        folds = dict(_checked_fold(axes, *item) for item in (derived or {}).items())
         total = prod(shape)
-        ranks = range(total) if ranks is None else check_ranks(ranks)
+        ranks = range(total) if ranks is None else checked_ranks(ranks)
         if len(ranks) != total:
-            raise ValueError(
-                f"ranks has {len(ranks)} entries, but shape={shape} needs {total}: give one rank per place"
+            raise MeshArgumentError(
+                f"ranks has {len(ranks)} entries, but shape={shape} needs {total}: give one rank for each position"
             )
         # The class is frozen, so its own constructor has to go round its lock.
         object.__setattr__(self, "axes", axes)
@@ -138,17 +129,8 @@ class Topology:
             KeyError: There is no such axis.
         """
         sources = self._sources(axis)
-        merged: list[tuple[int, int]] = []
-        stride = self.total
-        for name, size in zip(self.axes, self.shape, strict=True):
-            stride //= size
-            if name not in sources or size == 1:
-                continue
-            if merged and merged[-1][1] == size * stride:
-                merged[-1] = (merged[-1][0] * size, stride)
-            else:
-                merged.append((size, stride))
-        return tuple(merged)
+        native = zip(self.axes, native_layouts(self.shape), strict=True)
+        return fold(layout for name, layout in native if name in sources)
 
     def number_of_groups(self, axis: str) -> int:
         """Return how many groups an axis divides the ranks into, `total` divided by `size(axis)`.
@@ -196,10 +178,7 @@ class Topology:
             TypeError: `rank` is not an int.
             ValueError: `rank` does not take part in this topology.
         """
-        layout = self.layout(axis)
-        position = self._position(rank)
-        first = position - sum(position // stride % size * stride for size, stride in layout)
-        return _members(self.ranks, first, layout)
+        return group_at(self.layout(axis), self._position(rank), self.ranks)
 
     def groups(self, axis: str) -> Iterator[tuple[int, ...]]:
         """Yield every group of an axis, one at a time.
@@ -217,14 +196,7 @@ class Topology:
         Raises:
             KeyError: There is no such axis; raised by the call, not by the first step.
         """
-        layout, ranks = self.layout(axis), self.ranks
-        firsts = _firsts(layout, self.total)
-        if len(layout) == 1 and isinstance(ranks, range):
-            # The usual case, where a group is a range itself: twice as fast, and there may be 100,000 groups.
-            step = layout[0][1] * ranks.step
-            span = layout[0][0] * step
-            return (tuple(range(rank, rank + span, step)) for rank in map(ranks.__getitem__, firsts))
-        return (_members(ranks, first, layout) for first in firsts)
+        return groups(self.layout(axis), self.ranks)
 
     def coincident_axes(self) -> CoincidentAxes:
         """Return which axes have size 1, which cover every rank, and which have the same groups as another.
@@ -262,100 +234,27 @@ class Topology:
         if not is_int(rank):
             raise TypeError(f"rank={rank!r} is of type {type(rank).__name__}: give a global rank, an int")
         if rank not in self:
-            shown = _shown(self.ranks)
-            raise ValueError(
+            shown = shown_ranks(self.ranks)
+            raise MeshArgumentError(
                 f"rank={rank} does not take part in this topology: its ranks are {shown}; give one of these"
             )
         # range.index needs no search; a tuple's would be linear.
         return self.ranks.index(rank) if isinstance(self.ranks, range) else bisect_left(self.ranks, rank)
 
 
-def _plain(name: object) -> str:
-    """Return an axis name as exactly str: a str enum may print as `Class.MEMBER`, by Python release."""
-    if not isinstance(name, str):
-        raise TypeError(f"axis name {name!r} is of type {type(name).__name__}: give a string")
-    if not name:
-        raise ValueError("an axis name is empty: give every axis a name")
-    return str.__str__(name)
-
-
-def _check_grid(axes: tuple[str, ...], shape: tuple[int, ...]) -> None:
-    """Require at least one axis, one size for each, and no name twice."""
-    if not axes:
-        raise ValueError("axes is empty: give at least one axis")
-    if len(axes) != len(shape):
-        raise ValueError(f"axes={axes} has {len(axes)} names, shape={shape} has {len(shape)} sizes: give one size each")
-    repeated = sorted({axis for axis in axes if axes.count(axis) > 1})
-    if repeated:
-        raise ValueError(f"axes={axes} repeats {', '.join(repeated)}: give every axis its own name")
-    for axis, size in zip(axes, shape, strict=True):
-        check_size(f"shape[{axis!r}]", size)
-
-
-def _check_derived(axes: tuple[str, ...], derived: Mapping[str, tuple[str, ...]]) -> None:
-    """Require that derived axes have names of their own and fold native axes in the order of the grid."""
-    for name, folded in derived.items():
-        if name in axes:
-            raise ValueError(f"derived axis {name!r} has the name of a native axis: choose a name not in {axes}")
-        unknown = [axis for axis in folded if axis not in axes]
-        if unknown or not folded:
-            what = f"folds unknown axes {unknown}" if unknown else "folds no axis"
-            raise ValueError(f"derived axis {name!r} {what}: choose from {axes}")
-        places = [axes.index(axis) for axis in folded]
-        if any(later <= earlier for earlier, later in pairwise(places)):
-            ordered = tuple(axis for axis in axes if axis in folded)
-            raise ValueError(f"derived axis {name!r} folds {folded}: name each axis once, in grid order: {ordered}")
-
-
-def _members(ranks: Sequence[int], first: int, layout: Layout) -> tuple[int, ...]:
-    """Return the ranks at a layout's places, counted from the first place of a group; ascending."""
-    if not layout:
-        return (ranks[first],)
-    # The innermost pair is one slice, which takes no step of Python for each rank.
-    *outer, (size, stride) = layout
-    span = size * stride
-    if not outer:
-        return tuple(ranks[first : first + span : stride])
-    starts = _spread(iter((first,)), outer)
-    return tuple(chain.from_iterable(ranks[start : start + span : stride] for start in starts))
-
-
-def _firsts(layout: Layout, total: int) -> Iterator[int]:
-    """Return the first place of each group with a layout, ascending, one at a time.
-
-    These are the places that the layout leaves out: with ((2, 4),) of 16 places, (2, 8) and (4, 1).
-    """
-    free: list[tuple[int, int]] = []
-    left = total
-    for size, stride in layout:
-        free.append((left // (size * stride), size * stride))
-        left = stride
-    free.append((left, 1))
-    return _spread(iter((0,)), free)
-
-
-def _spread(starts: Iterator[int], pairs: Sequence[tuple[int, int]]) -> Iterator[int]:
-    """Step from every start through every place of the (size, stride) pairs, without holding the places."""
-    # itertools.product would list each of its ranges first, and one of them may be the world.
-    for size, stride in pairs:
-        if size > 1:
-            starts = _step(starts, size, stride)
-    return starts
-
-
-def _step(starts: Iterator[int], size: int, stride: int) -> Iterator[int]:
-    """Step from every start through the places of one pair."""
-    for start in starts:
-        yield from range(start, start + size * stride, stride)
-
-
-def _shown(ranks: Sequence[int]) -> str:
-    """Print ranks, shortened in the middle where there are many."""
-    if len(ranks) <= 16:
-        return ", ".join(map(str, ranks))
-    if isinstance(ranks, range) and ranks.step == 1:
-        return f"{ranks[0]} to {ranks[-1]}"
-    return f"{', '.join(map(str, ranks[:8]))}, ..., {ranks[-1]} ({len(ranks)} ranks)"
+def _checked_fold(axes: tuple[str, ...], derived: str, folded: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Require that a derived axis has a name of its own and folds native axes in the order of the grid."""
+    (name,) = checked_names("derived", derived)
+    if name in axes:
+        raise MeshArgumentError(f"derived axis {name!r} has the name of a native axis: choose a name not in {axes}")
+    sources = checked_names(f"derived[{name!r}]", folded)
+    unknown = [axis for axis in sources if axis not in axes]
+    if unknown:
+        raise MeshArgumentError(f"derived axis {name!r} folds unknown axes {unknown}: choose from {axes}")
+    if any(axes.index(later) < axes.index(earlier) for earlier, later in pairwise(sources)):
+        ordered = tuple(axis for axis in axes if axis in sources)
+        raise MeshArgumentError(f"derived axis {name!r} folds {sources}: name the axes in grid order: {ordered}")
+    return name, sources
 
 
 def shared_layouts(*topologies: Topology) -> dict[Layout, tuple[tuple[Topology, str], ...]]:
@@ -377,9 +276,9 @@ def shared_layouts(*topologies: Topology) -> dict[Layout, tuple[tuple[Topology, 
     uses: dict[Layout, list[tuple[Topology, str]]] = {}
     for topology in topologies:
         if topology.ranks != topologies[0].ranks:
-            raise ValueError(
-                f"the topologies are over different ranks, {_shown(topologies[0].ranks)} "
-                f"and {_shown(topology.ranks)}: compare only topologies with equal ranks"
+            raise MeshArgumentError(
+                f"the topologies are over different ranks, {shown_ranks(topologies[0].ranks)} "
+                f"and {shown_ranks(topology.ranks)}: compare only topologies with equal ranks"
             )
         for axis in topology.all_axes:
             layout = topology.layout(axis)

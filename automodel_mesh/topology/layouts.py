@@ -1,35 +1,42 @@
-"""The arithmetic of mesh axes, without torch: which ranks an axis joins, and how axes fold, split and overlap.
+"""The arithmetic of mesh axes: which ranks share a group of an axis, and how axes fold, split and overlap.
 
-An axis is a tuple of `(size, stride)` pairs over the positions of its root mesh, outermost pair first: an axis the
-root was built with is one pair, a folded one has several where its parts do not lie side by side. These are the
-layouts of CuTe (https://docs.nvidia.com/cutlass/media/docs/cpp/cute/02_layout_algebra.html), row-major as in torch.
+An axis is described by its layout: `(size, stride)` pairs over the positions of a root mesh, outermost pair first. An
+axis that the root was built with is one pair; an axis folded from parts that are not contiguous has several. These are
+the layouts of CuTe (https://docs.nvidia.com/cutlass/media/docs/cpp/cute/02_layout_algebra.html), row-major as in torch.
+
+Nothing here lists the world: a question costs time and memory in proportion to the group it is about.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from itertools import chain, pairwise, product
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, pairwise
+from math import gcd, prod
 from typing import TypeAlias
 
-Axis: TypeAlias = "tuple[tuple[int, int], ...]"
+Layout: TypeAlias = "tuple[tuple[int, int], ...]"
+"""`(size, stride)` pairs. As `fold` returns them, layouts of one root are equal if the axes have the same groups."""
 
 
-def native_axes(shape: Sequence[int]) -> tuple[Axis, ...]:
-    """Return the axes of a root mesh of this shape, in row-major order."""
-    strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
-    return tuple(((size, stride),) for size, stride in zip(shape, strides, strict=True))
+def native_layouts(shape: Sequence[int]) -> tuple[Layout, ...]:
+    """Return the layouts of the axes of a root mesh of this shape, in row-major order."""
+    layouts: list[Layout] = []
+    stride = prod(shape)
+    for size in shape:
+        stride //= size
+        layouts.append(((size, stride),))
+    return tuple(layouts)
 
 
-def axis_size(axis: Axis) -> int:
+def size_of(layout: Layout) -> int:
     """Return the number of ranks along an axis."""
-    return math.prod(size for size, _ in axis)
+    return prod(size for size, _ in layout)
 
 
-def fold(axes: Iterable[Axis]) -> Axis:
-    """Fold axes into one, in this order: the canonical form, equal for any two axes that join the same ranks."""
+def fold(layouts: Iterable[Layout]) -> Layout:
+    """Fold axes into one, in this order: no pair of size 1, and contiguous pairs merged."""
     folded: list[tuple[int, int]] = []
-    for size, stride in chain.from_iterable(axes):
+    for size, stride in chain.from_iterable(layouts):
         if size == 1:
             continue
         if folded and folded[-1][1] == size * stride:
@@ -39,19 +46,20 @@ def fold(axes: Iterable[Axis]) -> Axis:
     return tuple(folded)
 
 
-def split(axis: Axis, sizes: Sequence[int]) -> tuple[Axis, ...] | None:
-    """Split an axis into axes of these sizes, outermost first; `None` where a part would not be an axis.
+def split(layout: Layout, sizes: Sequence[int]) -> tuple[Layout, ...] | None:
+    """Split an axis into axes of these sizes, outermost first; `None` if a part would not be an axis.
 
-    The product of `sizes` is the size of the axis. A folded axis of 2 x 3 ranks, say, has no part of 3 x 2.
+    The product of `sizes` is the size of the axis. An axis folded from 2 and 3 ranks that are not contiguous, for
+    example, can be split into 2 x 3 and not into 3 x 2.
     """
-    left = list(reversed(fold([axis])))  # innermost pair first: parts are cut off from the inside
-    parts: list[Axis] = []
+    left = list(reversed(fold([layout])))  # innermost pair first: parts are cut off from the inside
+    parts: list[Layout] = []
     for wanted in reversed(sizes):
         part: list[tuple[int, int]] = []
         missing = wanted
         while missing > 1:
             size, stride = left.pop(0)
-            step = math.gcd(size, missing)
+            step = gcd(size, missing)
             if step != min(size, missing):
                 return None
             part.append((step, stride))
@@ -59,39 +67,94 @@ def split(axis: Axis, sizes: Sequence[int]) -> tuple[Axis, ...] | None:
             if size > step:
                 left.insert(0, (size // step, stride * step))
         # A part of size 1 keeps the stride it would have, as torch's own layouts do.
-        inner = left[0][1] if left else math.prod(axis[0]) if axis else 1
+        inner = left[0][1] if left else prod(layout[0]) if layout else 1
         parts.append(fold([tuple(reversed(part))]) or ((1, inner),))
     return tuple(reversed(parts))
 
 
-def offsets(axis: Axis) -> list[int]:
-    """Return the positions an axis joins, counted from its first, in the order of the axis."""
-    return [sum(steps) for steps in product(*(range(0, size * stride, stride) for size, stride in axis))]
-
-
-def is_ascending(axis: Axis) -> bool:
+def is_ascending(layout: Layout) -> bool:
     """Tell whether the positions along an axis ascend, as the ranks of a process group do."""
-    strides = [stride for _, stride in fold([axis])]
+    strides = [stride for _, stride in fold([layout])]
     return strides == sorted(strides, reverse=True)
 
 
-def overlap(axes: Iterable[Axis]) -> bool:
-    """Tell whether some position can be reached in two ways along these axes."""
-    pairs = sorted(((stride, size) for size, stride in fold(axes)), reverse=True)
+def overlap(layouts: Iterable[Layout]) -> bool:
+    """Tell whether a position can be reached in two ways along these axes."""
+    pairs = sorted(((stride, size) for size, stride in fold(layouts)), reverse=True)
     return any(outer % (inner * size) for (outer, _), (inner, size) in pairwise(pairs))
 
 
-def first_position(axes: Iterable[Axis], position: int) -> int:
-    """Return where the slice along these axes that contains `position` begins."""
-    return position - sum(position // stride % size * stride for size, stride in chain.from_iterable(axes))
+def first_position(layouts: Iterable[Layout], position: int) -> int:
+    """Return the first position of the slice along these axes that contains `position`."""
+    return position - sum(position // stride % size * stride for size, stride in chain.from_iterable(layouts))
 
 
-def group_starts(axis: Axis, total: int) -> list[int]:
-    """Return the first position of every group along an axis, over `total` positions, ascending."""
-    gaps: list[tuple[int, int]] = []
+def group_at(layout: Layout, position: int, ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return the group of an axis that contains a position.
+
+    Args:
+        layout: the axis.
+        position: a position in `ranks`.
+        ranks: the ranks of the root mesh, in row-major order.
+
+    Returns:
+        The ranks of the group, in the order of the axis.
+    """
+    return _members(layout, first_position([layout], position), ranks)
+
+
+def groups(layout: Layout, ranks: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield every group of an axis, one at a time, in the order of their first positions.
+
+    Args:
+        layout: the axis.
+        ranks: the ranks of the root mesh, in row-major order.
+
+    Returns:
+        An iterator of tuples of ranks, each in the order of the axis; every rank is in exactly one.
+    """
+    firsts = _first_positions(layout, len(ranks))
+    if len(layout) == 1 and isinstance(ranks, range):
+        # The usual case, where a group is a range itself: twice as fast, and there may be 100,000 groups.
+        step = layout[0][1] * ranks.step
+        span = layout[0][0] * step
+        return (tuple(range(rank, rank + span, step)) for rank in map(ranks.__getitem__, firsts))
+    return (_members(layout, first, ranks) for first in firsts)
+
+
+def _members(layout: Layout, first: int, ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return the ranks along a layout from the first position of a group."""
+    if not layout:
+        return (ranks[first],)
+    # The innermost pair is one slice, which takes no step of Python for each rank.
+    *outer, (size, stride) = layout
+    starts = _spread(iter((first,)), outer)
+    return tuple(chain.from_iterable(ranks[start : start + size * stride : stride] for start in starts))
+
+
+def _first_positions(layout: Layout, total: int) -> Iterator[int]:
+    """Return the first position of each group, ascending.
+
+    These are the positions that the layout leaves out: with ((2, 4),) of 16 positions, (2, 8) and (4, 1).
+    """
+    free: list[tuple[int, int]] = []
     outer = total
-    for size, stride in sorted(axis, key=lambda pair: pair[1], reverse=True):
-        gaps.append((outer // (size * stride), size * stride))
+    for size, stride in sorted(layout, key=lambda pair: pair[1], reverse=True):
+        free.append((outer // (size * stride), size * stride))
         outer = stride
-    gaps.append((outer, 1))
-    return offsets(tuple(gaps))
+    free.append((outer, 1))
+    return _spread(iter((0,)), free)
+
+
+def _spread(starts: Iterator[int], pairs: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """Step from every start through every position of the pairs, without holding the positions."""
+    # itertools.product would list each of its ranges first, and one of them may be the world.
+    for size, stride in pairs:
+        if size > 1:
+            starts = _step(starts, size, stride)
+    return starts
+
+
+def _step(starts: Iterator[int], size: int, stride: int) -> Iterator[int]:
+    for start in starts:
+        yield from range(start, start + size * stride, stride)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import isqrt, prod
-from operator import eq
-from typing import Final, TypeGuard
+from typing import Final
 
-__all__ = [
-    "ParallelismSizes",
-    "check_ranks",
-    "check_size",
-    "check_sizes",
-    "divisors",
-    "infer_dp_size",
-]
+from automodel_mesh.checks import check_size
+from automodel_mesh.errors import MeshArgumentError
+
+__all__ = ["ParallelismSizes", "check_sizes", "divisors", "infer_dp_size"]
 
 OPTIONAL_FIELDS: Final = ("dp_size", "dp_replicate_size")
-_FIELDS: Final = ("dp_size", "dp_replicate_size", "tp_size", "pp_size", "cp_size", "ep_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,45 +44,18 @@ class ParallelismSizes:
         check_sizes(self)
 
 
-def check_size(name: str, value: object, *, optional: bool = False) -> None:
-    """Require that a size is an int of at least 1, and exactly an int: not a bool, a float or a digit string.
-
-    Args:
-        name: The field, for the message.
-        value: What was given for it.
-        optional: Whether `None` is allowed.
-
-    Raises:
-        TypeError: `value` is not an int, or is a bool, or is `None` and `optional` is false.
-        ValueError: `value` is less than 1.
-    """
-    if value is None and optional:
-        return
-    wanted = "an int of at least 1" + (", or None" if optional else "")
-    if not is_int(value):
-        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
-    if value < 1:
-        hint = "" if optional else " (1 where it is not used)"
-        raise ValueError(f"{name}={value} is less than 1: give {wanted}{hint}")
-
-
-def is_int(value: object) -> TypeGuard[int]:
-    """Tell whether a value is an int; bool is a subclass of int, but True as a size is a mistaken flag."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def check_sizes(sizes: ParallelismSizes) -> None:
-    """Require that every size of a request is an int of at least 1, or `None` where it can be inferred.
+    """Require that every size is an int of at least 1, or `None` if that is the field's default.
 
     Args:
-        sizes: The request; how its sizes fit together is the planner's question, not this function's.
+        sizes: The sizes, or an object with the same attributes. Whether they fit together is checked by the planner.
 
     Raises:
-        TypeError: A size is not an int, or is `None` in another field than those two.
+        TypeError: A size is not an int.
         ValueError: A size is less than 1.
     """
-    for name in _FIELDS:
-        check_size(name, getattr(sizes, name), optional=name in OPTIONAL_FIELDS)
+    for size in fields(sizes if is_dataclass(sizes) else ParallelismSizes):
+        check_size(size.name, getattr(sizes, size.name), optional=size.default is None)
 
 
 def divisors(number: int) -> list[int]:
@@ -144,9 +110,9 @@ def infer_dp_size(
         check_size(name, value)
     rest = prod(factors.values())
     if world_size % rest:
-        raise ValueError(_indivisible(dp_size, world_size, factors, strategy, counted_as))
+        raise MeshArgumentError(_indivisible(dp_size, world_size, factors, strategy, counted_as))
     if dp_size is not None and dp_size * rest != world_size:
-        raise ValueError(_misfit(dp_size, world_size, factors, strategy, counted_as))
+        raise MeshArgumentError(_misfit(dp_size, world_size, factors, strategy, counted_as))
     return world_size // rest
 
 
@@ -208,70 +174,3 @@ def one_of(values: Sequence[int]) -> str:
     if len(values) > 12:
         return f"one of {', '.join(map(str, values[:8]))}, ..., {', '.join(map(str, values[-2:]))}"
     return f"one of {', '.join(map(str, values))}"
-
-
-def check_ranks(ranks: Sequence[int], world_size: int | None = None) -> Sequence[int]:
-    """Require that ranks are distinct, ascending, not negative and inside the world.
-
-    Args:
-        ranks: Global ranks, strictly ascending: position in the list is position in the grid, and an order
-            that differs between two lists of the same ranks would make two groups of one.
-        world_size: Number of ranks in the world, or `None` where it is not known.
-
-    Returns:
-        The same ranks, as a `range` where they are evenly spaced (which is not listed, however long), else a
-        tuple.
-
-    Raises:
-        TypeError: `ranks` is not a sequence, or holds something else than ints.
-        ValueError: `ranks` is empty, not strictly ascending, negative, or reaches outside the world.
-    """
-    if not _is_list(ranks):
-        raise TypeError(f"ranks={ranks!r} is of type {type(ranks).__name__}: give a list of ints, such as [0, 1, 2]")
-    if world_size is not None:
-        check_size("world_size", world_size)
-    if not ranks:
-        raise ValueError("ranks is empty: give at least one rank, or None for every rank of the world")
-    if not isinstance(ranks, range):
-        ranks = _compact(_ascending(ranks))
-    elif ranks.step < 0 and len(ranks) > 1:
-        raise ValueError(f"ranks={ranks} descends: ranks must be strictly ascending; give {ranks[::-1]}")
-    if ranks[0] < 0:
-        raise ValueError(f"ranks[0]={ranks[0]} is negative: give global ranks, counted from 0")
-    if world_size is not None and ranks[-1] >= world_size:
-        index = bisect_left(ranks, world_size)
-        raise ValueError(
-            f"ranks[{index}]={ranks[index]} is outside the world: with world_size={world_size}, "
-            f"give ranks from 0 to {world_size - 1}"
-        )
-    return ranks
-
-
-def _is_list(value: object) -> bool:
-    """Tell whether a value is a sequence of anything but characters or bytes."""
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _ascending(ranks: Sequence[object]) -> tuple[int, ...]:
-    """Return the ranks as a tuple, once each is seen to be an int greater than the one before."""
-    seen: list[int] = []
-    for index, rank in enumerate(ranks):
-        if not is_int(rank):
-            raise TypeError(f"ranks[{index}]={rank!r} is of type {type(rank).__name__}: give ints")
-        if seen and rank <= seen[-1]:
-            fault = "repeats" if rank == seen[-1] else "is less than"
-            raise ValueError(
-                f"ranks[{index}]={rank} {fault} ranks[{index - 1}]={seen[-1]}: ranks must be distinct and "
-                "strictly ascending; give sorted(set(ranks)), the same on every rank"
-            )
-        seen.append(rank)
-    return tuple(seen)
-
-
-def _compact(ranks: tuple[int, ...]) -> Sequence[int]:
-    """Return evenly spaced ranks as a range, so that equal ranks compare equal however they were given."""
-    first, last = ranks[0], ranks[-1]
-    spaced = range(first, last + 1, ranks[1] - first if len(ranks) > 1 else 1)
-    if len(spaced) == len(ranks) and all(map(eq, ranks, spaced)):
-        return spaced
-    return ranks

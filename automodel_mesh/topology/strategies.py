@@ -7,12 +7,11 @@ from math import prod
 from types import MappingProxyType
 from typing import ClassVar, Final, NamedTuple, Protocol
 
+from automodel_mesh.checks import check_size, checked_ranks
 from automodel_mesh.topology.grid import Topology
 from automodel_mesh.topology.sizes import (
     OPTIONAL_FIELDS,
     ParallelismSizes,
-    check_ranks,
-    check_size,
     check_sizes,
     divisors,
     equation,
@@ -151,7 +150,7 @@ def plan_topologies(
     Raises:
         TypeError: A size, the world size or a rank is not an int.
         ValueError: An unknown strategy; a size below 1, one that the strategy does not support, or sizes that
-            do not fill the ranks; ranks that `check_ranks` refuses. The message says which values would do.
+            do not fill the ranks; ranks that `checked_ranks` refuses. The message says which values would do.
     """
     plan = next((plan for name, plan in _PLANS.items() if name == strategy), None)
     if plan is None:
@@ -160,7 +159,7 @@ def plan_topologies(
     check_size("world_size", world_size)
     if ranks is None:
         return plan(sizes, _Ranks(range(world_size), "world_size"))
-    return plan(sizes, _Ranks(check_ranks(ranks, world_size), "len(ranks)"))
+    return plan(sizes, _Ranks(checked_ranks(ranks, world_size), "len(ranks)"))
 
 
 def _plan_fsdp2(sizes: ParallelismSizes, where: _Ranks) -> Topologies:

@@ -1,7 +1,7 @@
-"""What an era module supplies: the bookkeeping that differs between torch releases, and nothing else.
+"""What an era module implements: how torch stores meshes, which differs between releases, and nothing else.
 
-The contract that users see is written once, in `create.py`, `slicing.py`, `folding.py` and `lookup.py`, on top of
-these functions, so it cannot differ between releases by accident.
+The contract is written once, in `create.py`, `slicing.py`, `folding.py` and `lookup.py`, on top of these functions.
+mypy and pyright hold each era module against this interface (`gate.py`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-    from automodel_mesh.topology.layouts import Axis
+    from automodel_mesh.topology.layouts import Layout
 
 
 class Era(Protocol):
-    """One way in which torch keeps the books on its meshes."""
+    """The functions of an era module: how a span of torch releases stores meshes."""
 
     def root_of(self, mesh: DeviceMesh) -> DeviceMesh:
         """Return the mesh that this one was derived from, through any number of steps; a root returns itself."""
+        ...
 
     def registered_root_of(self, mesh: DeviceMesh) -> DeviceMesh:
-        """Return the root of a mesh in the eyes of torch's own code, such as FSDP2."""
+        """Return the root of a mesh that torch's own code, such as FSDP2, finds."""
+        ...
 
-    def axes_of(self, mesh: DeviceMesh) -> tuple[Axis, ...]:
+    def axes_of(self, mesh: DeviceMesh) -> tuple[Layout, ...]:
         """Return the axes of a mesh, over the positions of its root."""
+        ...
 
     def make_root(
         self,
@@ -37,11 +40,12 @@ class Era(Protocol):
         groups: Sequence[ProcessGroup],
     ) -> DeviceMesh:
         """Make a root mesh of a grid of ranks over groups that exist; no groups for a rank outside of it."""
+        ...
 
     def make_derived(
         self,
         root: DeviceMesh,
-        axes: tuple[Axis, ...],
+        axes: tuple[Layout, ...],
         names: tuple[str, ...],
         groups: Sequence[ProcessGroup],
         parent: DeviceMesh,
@@ -49,17 +53,22 @@ class Era(Protocol):
         folded: bool,
     ) -> DeviceMesh:
         """Make a mesh of a family over groups that exist; `parent` is the mesh asked, `folded`: one flattened axis."""
+        ...
 
     def flattened(self, root: DeviceMesh) -> Mapping[str, DeviceMesh]:
         """Return torch's own table of the flattened axes of a root, by name."""
+        ...
 
     def register_flattened(
         self, root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh, folded: tuple[str, ...]
     ) -> None:
-        """Enter a flattened axis, folded from these axes of the parent, where torch's lookups by name find it."""
+        """Store a flattened axis, folded from these axes of the parent, where torch's lookups by name find it."""
+        ...
 
     def group_along(self, mesh: DeviceMesh, dim: int) -> ProcessGroup:
         """Return this rank's process group along an axis; `RuntimeError` where there is none any more."""
+        ...
 
     def forget_meshes(self) -> bool:
-        """Forget what this process knows of all meshes; tell whether this era keeps any such thing."""
+        """Clear torch's registry of meshes; return whether this era has one."""
+        ...

@@ -1,9 +1,9 @@
-"""torch 2.6 - 2.9: a module-level registry keeps the books, keyed by mesh equality, one copy for each thread.
+"""torch 2.6 - 2.9: a module-level registry maps meshes to their roots, keyed by mesh equality, a copy in each thread.
 
 That registry confuses unrelated meshes over the same ranks, is empty in every thread but the one that made a mesh,
 and keeps each mesh alive for ever. So its three tables are replaced, when this module is imported, by tables that
-look the same to torch and keep each entry on the mesh it is about, as torch does itself from 2.10 on. These releases
-are final: nothing moves under this code any more. Delete the module when the floor reaches 2.10.
+look the same to torch and store each entry on the mesh it is about, as torch does itself from 2.10 on. These releases
+are final, so this code need not change any more. Delete the module when the floor reaches 2.10.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
 
 from automodel_mesh.compat.eras import facts
-from automodel_mesh.topology.layouts import Axis, axis_size, first_position, fold, native_axes
+from automodel_mesh.topology.layouts import Layout, first_position, fold, native_layouts, size_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,7 +27,7 @@ _AXES = "_automodel_mesh_axes"
 
 
 class _TableOnMeshes(MutableMapping[DeviceMesh, Any]):
-    """One table of the registry, its entries kept on the meshes, by identity and for every thread."""
+    """One table of the registry, its entries stored on the meshes, by identity and for every thread."""
 
     def __init__(self, name: str) -> None:
         self._attribute = f"_automodel_mesh_registry_{name}"
@@ -37,16 +37,16 @@ class _TableOnMeshes(MutableMapping[DeviceMesh, Any]):
 
     def __getitem__(self, mesh: DeviceMesh) -> Any:
         try:
-            return mesh.__dict__[self._attribute]
+            return vars(mesh)[self._attribute]
         except (KeyError, AttributeError):
             return self._earlier[mesh]
 
     def __setitem__(self, mesh: DeviceMesh, entry: Any) -> None:
-        mesh.__dict__[self._attribute] = entry
+        vars(mesh)[self._attribute] = entry
         self._holders[id(mesh)] = mesh
 
     def __delitem__(self, mesh: DeviceMesh) -> None:
-        if mesh.__dict__.pop(self._attribute, None) is None:
+        if vars(mesh).pop(self._attribute, None) is None:
             del self._earlier[mesh]
         self._holders.pop(id(mesh), None)
 
@@ -69,8 +69,8 @@ def restore_registry() -> None:
 
 def _replace_table(name: str) -> _TableOnMeshes:
     table = _TableOnMeshes(name)
-    # A property of the class, because the registry makes itself anew in every thread; what its constructor assigns
-    # there is an empty dictionary, so the setter has nothing to do.
+    # A property of the class, because the registry is a threading.local: its constructor runs again in every thread and
+    # assigns an empty dictionary, which the setter ignores.
     setattr(type(_mesh_resources), name, property(lambda _: table, lambda _, __: None))
     return table
 
@@ -81,19 +81,19 @@ _roots, _flattened, _flattened_dims = (_replace_table(name) for name in _TABLES)
 def root_of(mesh: DeviceMesh) -> DeviceMesh:
     """Follow the registry to the true root: on 2.9 the root of a slice of a slice is its immediate parent."""
     while True:
-        parent = mesh.__dict__.get(_ROOT) or _roots.get(mesh)
+        parent = vars(mesh).get(_ROOT) or _roots.get(mesh)
         if parent is None or parent is mesh:
             return mesh
         mesh = parent
 
 
-def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
-    """Return the axes kept on a mesh of ours; those of torch's own slices are found by their names in the root."""
-    if _AXES in mesh.__dict__:
-        kept: tuple[Axis, ...] = mesh.__dict__[_AXES]
+def axes_of(mesh: DeviceMesh) -> tuple[Layout, ...]:
+    """Return the axes stored on a mesh of ours; those of torch's own slices are found by their names in the root."""
+    if _AXES in vars(mesh):
+        kept: tuple[Layout, ...] = vars(mesh)[_AXES]
         return kept
     root = root_of(mesh)
-    of_root = native_axes(tuple(root.mesh.shape))
+    of_root = native_layouts(tuple(root.mesh.shape))
     if mesh is root:
         return of_root
     by_name = dict(zip(root.mesh_dim_names or (), of_root, strict=True))
@@ -115,14 +115,14 @@ def make_root(
         # From 2.7 on, several groups want names; a mesh may have none, so it gets some and loses them again.
         placeholders = names or tuple(f"dim_{dim}" for dim in range(grid.ndim))
         mesh = DeviceMesh.from_group(list(groups), device_type, grid, mesh_dim_names=placeholders)
-        mesh.__dict__["mesh_dim_names"] = names  # a plain attribute in these releases
+        vars(mesh)["mesh_dim_names"] = names  # a plain attribute in these releases
         return mesh
     return DeviceMesh(device_type, grid, mesh_dim_names=names, _init_backend=False)
 
 
 def make_derived(
     root: DeviceMesh,
-    axes: tuple[Axis, ...],
+    axes: tuple[Layout, ...],
     names: tuple[str, ...],
     groups: Sequence[ProcessGroup],
     parent: DeviceMesh,
@@ -131,8 +131,8 @@ def make_derived(
 ) -> DeviceMesh:
     """Make the slice of the family that this rank is in; torch would make one mesh for every slice of the world."""
     mesh = DeviceMesh.from_group(list(groups), root.device_type, _ranks_along(root, axes), mesh_dim_names=names)
-    mesh.__dict__[_ROOT] = root
-    mesh.__dict__[_AXES] = axes
+    vars(mesh)[_ROOT] = root
+    vars(mesh)[_AXES] = axes
     _register_root(mesh, root, parent)
     return mesh
 
@@ -144,10 +144,10 @@ def flattened(root: DeviceMesh) -> Mapping[str, DeviceMesh]:
 
 
 def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
-    """Return the root that torch's own code sees, such as FSDP2's, which slices it by the names of the mesh's axes.
+    """Return the root that torch's own code finds, such as FSDP2's, which slices it by the names of the mesh's axes.
 
-    An axis that only an unflattened mesh has cannot be sliced from the true root by name, so torch sees an unflattened
-    mesh as a root of its own, and as that of everything derived from it.
+    An axis that only an unflattened mesh has cannot be sliced from the true root by name, so for torch an unflattened
+    mesh is a root of its own, and the root of everything derived from it.
     """
     root: DeviceMesh = _roots.get(mesh, mesh)
     return root
@@ -155,7 +155,7 @@ def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
 
 def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
     """Resolve the group by its name: up to 2.7, torch compares all ranks with all ranks, a second for 8,192 of them."""
-    kept = mesh.__dict__
+    kept = vars(mesh)
     name = kept["_dim_group_infos"][dim][2] if facts.GROUPS_ARE_KEPT_AS_RANKS else kept["_dim_group_names"][dim]
     return _resolve_process_group(name)
 
@@ -163,7 +163,7 @@ def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
 def register_flattened(
     root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh, folded: tuple[str, ...]
 ) -> None:
-    """Enter a flattened axis in the registry, for the true root and for the one that torch sees."""
+    """Enter a flattened axis in the registry, for the true root and for the one that torch finds."""
     seen = registered_root_of(parent)
     for holder in {id(root): root, id(seen): seen}.values():
         _flattened.setdefault(holder, {})[name] = mesh
@@ -180,7 +180,7 @@ def forget_meshes() -> bool:
     return True
 
 
-def _ranks_along(root: DeviceMesh, axes: tuple[Axis, ...]) -> torch.Tensor:
+def _ranks_along(root: DeviceMesh, axes: tuple[Layout, ...]) -> torch.Tensor:
     """Return the part of the root's ranks that lies along these axes, around this rank."""
     every_rank = root.mesh.contiguous()
     coordinate = tuple(root.get_coordinate() or ())
@@ -190,7 +190,7 @@ def _ranks_along(root: DeviceMesh, axes: tuple[Axis, ...]) -> torch.Tensor:
     start = every_rank.storage_offset() + first_position(axes, own)
     view = every_rank.as_strided([size for size, _ in pairs], [stride for _, stride in pairs], start)
     # A copy: pickling a view would take the whole root along.
-    return view.reshape([axis_size(axis) for axis in axes]).clone()
+    return view.reshape([size_of(axis) for axis in axes]).clone()
 
 
 def _register_root(mesh: DeviceMesh, root: DeviceMesh, parent: DeviceMesh) -> None:

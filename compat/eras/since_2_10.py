@@ -1,8 +1,8 @@
-"""torch 2.10 and newer: a mesh knows its root, its layout over the root's ranks, and the root its flattened axes."""
+"""torch 2.10 and newer: a mesh stores its root and its layout over the root's ranks, a root its flattened axes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch.distributed._mesh_layout import _MeshLayout
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.eras import facts
-from automodel_mesh.topology.layouts import Axis
+from automodel_mesh.topology.layouts import Layout
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -22,7 +22,7 @@ def root_of(mesh: DeviceMesh) -> DeviceMesh:
     return mesh._get_root_mesh()
 
 
-def axes_of(mesh: DeviceMesh) -> tuple[Axis, ...]:
+def axes_of(mesh: DeviceMesh) -> tuple[Layout, ...]:
     """Read the axes off torch's layout."""
     layout = mesh._layout
     return tuple(tuple(layout[dim].sizes_and_strides) for dim in range(len(layout)))
@@ -49,7 +49,7 @@ def make_root(
 
 def make_derived(
     root: DeviceMesh,
-    axes: tuple[Axis, ...],
+    axes: tuple[Layout, ...],
     names: tuple[str, ...],
     groups: Sequence[ProcessGroup],
     parent: DeviceMesh,
@@ -82,7 +82,7 @@ def flattened(root: DeviceMesh) -> Mapping[str, DeviceMesh]:
 
 
 def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
-    """Return the root that torch's own code sees: the true one, always."""
+    """Return the root that torch's own code finds: always the true one."""
     return root_of(mesh)
 
 
@@ -94,18 +94,18 @@ def register_flattened(
 
 
 def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
-    """Ask torch, which resolves the name it keeps."""
+    """Return the group that torch finds by the name it stores."""
     return mesh.get_group(dim)
 
 
 def forget_meshes() -> bool:
-    """There is nothing to forget: everything is kept on the meshes."""
+    """Nothing is stored apart from the meshes."""
     return False
 
 
 @contextmanager
-def _known_not_to_overlap(layout: Any) -> Iterator[None]:
-    """Answer for torch, while it makes a mesh, what it would find by listing all ranks of the layout, twice."""
+def _known_not_to_overlap(layout: Any) -> Generator[None, None, None]:
+    """Spare torch, while it makes a mesh, two searches for overlapping axes that list all ranks of the layout."""
     if not facts.OVERLAP_IS_FOUND_BY_LISTING:
         yield
         return
@@ -123,7 +123,7 @@ def _attach(mesh: DeviceMesh, root: DeviceMesh, groups: Sequence[ProcessGroup]) 
         root._pg_registry.update((group.group_name, group) for group in groups)
 
 
-def _layout(axes: tuple[Axis, ...], *, folded: bool) -> Any:
+def _layout(axes: tuple[Layout, ...], *, folded: bool) -> Any:
     layout_class: Any = _MeshLayout  # its arguments changed in 2.13
     if facts.LAYOUT_IS_A_LIST_OF_AXES:
         from torch.distributed._mesh_layout import _FlatLayout

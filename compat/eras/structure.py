@@ -12,7 +12,7 @@ import torch
 from torch.distributed import device_mesh
 
 from automodel_mesh.compat.eras.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, torch_at_least
-from automodel_mesh.compat.errors import UnsupportedTorchError
+from automodel_mesh.errors import UnsupportedTorchError
 
 
 def markers() -> dict[str, bool]:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from packaging.version import Version
 
-from automodel_mesh.compat.errors import UnsupportedTorchError
+from automodel_mesh.errors import UnsupportedTorchError
 
 MINIMUM_TORCH: Final = Version("2.6")
 """The oldest torch release this library supports."""

@@ -8,6 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world
 from tests.compat.oracle import Grid
 
@@ -19,7 +20,7 @@ def test_meshes_are_joined_in_any_order_without_a_new_group(api: ModuleType) -> 
     """The result has the axes of all in the order given, their groups, and the original root."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     flat = api.flatten(api.slice_mesh(root, ("cp", "tp")), "cp_tp")
-    groups, grid, rank = compat.live_process_groups(), Grid((2, 2, 2)), dist.get_rank()
+    groups, grid, rank = worlds.live_process_groups(), Grid((2, 2, 2)), dist.get_rank()
     line = api.slice_mesh(root, "dp")
     for meshes, axes in (([line, flat], [(0,), (1, 2)]), ([flat, line], [(1, 2), (0,)])):
         joined = api.concatenate(meshes)
@@ -27,7 +28,7 @@ def test_meshes_are_joined_in_any_order_without_a_new_group(api: ModuleType) -> 
         assert api.get_root_mesh(joined) is root
         for dim, axis in enumerate(axes):
             assert dist.get_process_group_ranks(api.get_group(joined, dim)) == grid.group(axis, rank)
-    assert compat.live_process_groups() == groups
+    assert worlds.live_process_groups() == groups
 
 
 @pytest.mark.ranks(8)
@@ -61,7 +62,7 @@ def test_names_must_differ_and_there_must_be_a_mesh() -> None:
         root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
         with pytest.raises(ValueError, match="no mesh was given"):
             compat.concatenate([])
-        with pytest.raises(ValueError, match="repeat dp"):
+        with pytest.raises(ValueError, match="repeats dp"):
             compat.concatenate([compat.slice_mesh(root, "dp"), compat.slice_mesh(root, ("dp", "tp"))])
         with pytest.raises(ValueError, match="has no axis names"):
             compat.concatenate([compat.init_device_mesh("cpu", (2, 4))])

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_mesh import compat
+from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world
 from tests.compat import plain
 from tests.compat.oracle import Grid
@@ -57,7 +58,7 @@ def test_axes_of_one_rank_share_one_group(api: ModuleType) -> None:
     single = api.get_group(mesh, "a")
     assert ranks_of(single) == [dist.get_rank()]
     assert all(api.get_group(mesh, name) is single for name in ("c", "e"))
-    assert len(compat.live_process_groups()) == 1 + 1 + 2  # default, single, b, d
+    assert len(worlds.live_process_groups()) == 1 + 1 + 2  # default, single, b, d
     gathered = [torch.zeros(2)]
     dist.all_gather(gathered, torch.ones(2), group=single)
     assert gathered[0].tolist() == [1.0, 1.0]
@@ -97,7 +98,7 @@ def test_a_mesh_of_part_of_the_world_leaves_the_other_ranks_outside(api: ModuleT
 @pytest.mark.ranks(4)
 def test_backend_override_reaches_the_groups_of_its_axis(api: ModuleType) -> None:
     """An axis named in `backend_override` gets groups of that backend, and the caller's mapping is left alone."""
-    compat.register_fake_backend()
+    worlds.register_fake_backend()
     override: dict[Any, Any] = {"tp": "fake"}
     mesh = api.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"), backend_override=override)
     assert dist.get_backend(api.get_group(mesh, "dp")) == "gloo"
@@ -134,14 +135,22 @@ def test_options_and_their_timeout_reach_every_group_of_the_axis(monkeypatch: py
     ("arguments", "error", "message"),
     [
         ({"mesh_shape": (3, 4)}, ValueError, r"has 12 ranks, but the world has 8"),
-        ({"mesh_shape": (0, 8)}, ValueError, r"sizes are at least 1, got 0"),
-        ({"mesh_shape": ("2", 4)}, TypeError, r"sizes are integers, got '2'"),
-        ({"mesh_shape": (True, 8)}, TypeError, r"sizes are integers, got True"),
-        ({"mesh_shape": ()}, ValueError, r"no size was given"),
-        ({"mesh_shape": (2, 4), "mesh_dim_names": ("a", "a")}, ValueError, r"repeat a"),
+        ({"mesh_shape": (0, 8)}, ValueError, r"mesh_shape\[0\]=0 is less than 1: give an int of at least 1"),
+        ({"mesh_shape": ("2", 4)}, TypeError, r"mesh_shape\[0\]='2' is of type str: give an int of at least 1"),
+        ({"mesh_shape": (True, 8)}, TypeError, r"mesh_shape\[0\]=True is of type bool: give an int of at least 1"),
+        ({"mesh_shape": ()}, ValueError, r"mesh_shape is empty: give a list or tuple of sizes"),
+        ({"mesh_shape": (2, 4), "mesh_dim_names": ("a", "a")}, ValueError, r"mesh_dim_names=.* repeats a"),
         ({"mesh_shape": (2, 4), "mesh_dim_names": ("a",)}, ValueError, r"2 sizes \(2, 4\) but 1 names"),
-        ({"mesh_shape": (2, 4), "mesh_dim_names": ("a", 1)}, TypeError, r"axis names are strings, got 1"),
-        ({"mesh_shape": (2, 4), "mesh_dim_names": ()}, ValueError, r"no axis name was given"),
+        (
+            {"mesh_shape": (2, 4), "mesh_dim_names": ("a", 1)},
+            TypeError,
+            r"mesh_dim_names\[1\]=1 is of type int: give a name",
+        ),
+        (
+            {"mesh_shape": (2, 4), "mesh_dim_names": ()},
+            ValueError,
+            r"mesh_dim_names is empty: give a list or tuple of names",
+        ),
         ({"device_type": "cuda:0", "mesh_shape": (8,)}, ValueError, r"without an index.*'cuda:0'"),
         ({"mesh_shape": (8,), "backend_override": {"x": "gloo"}}, ValueError, r"the key 'x'; valid keys are 0 to 0"),
         ({"mesh_shape": (8,), "backend_override": {0: 3}}, TypeError, r"a backend override is .* got 3"),
@@ -158,10 +167,10 @@ def test_bad_arguments_are_refused_before_any_group_is_made(
     """A request that cannot be fulfilled names the input and what was there, and makes no process group."""
     device_type = arguments.pop("device_type", "cpu")
     with fake_world(8):
-        before = compat.live_process_groups()
+        before = worlds.live_process_groups()
         with pytest.raises(error, match=message):
             compat.init_device_mesh(device_type, **arguments)
-        assert compat.live_process_groups() == before
+        assert worlds.live_process_groups() == before
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5).map(tuple), st.integers(0, 10**6))
@@ -176,4 +185,4 @@ def test_any_shape_has_the_right_groups(shape: tuple[int, ...], pick: int) -> No
         for dim, axis in enumerate(axes):
             assert ranks_of(compat.get_group(mesh, dim)) == grid.group(axis, rank)
         everything = {*grid.distinct_groups(axes, rank), tuple(range(grid.world))}
-        assert sorted(compat.live_process_groups().values()) == sorted(everything)
+        assert sorted(worlds.live_process_groups().values()) == sorted(everything)

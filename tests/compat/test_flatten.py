@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world
 from tests.compat.oracle import Grid
 
@@ -43,21 +44,21 @@ def test_the_same_axes_again_give_the_same_mesh_and_no_new_group(api: ModuleType
     """Flattening twice returns the object of the first time and makes nothing."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     first = api.flatten(api.slice_mesh(root, ("dp", "cp")), "dp_cp")
-    groups = compat.live_process_groups()
+    groups = worlds.live_process_groups()
     assert api.flatten(api.slice_mesh(root, ("dp", "cp")), "dp_cp") is first
-    assert compat.live_process_groups() == groups
+    assert worlds.live_process_groups() == groups
 
 
 @pytest.mark.ranks(8)
 def test_a_second_name_for_the_same_ranks_shares_their_group() -> None:
     """Two flattened axes over the same ranks, or over those of a native axis, have one process group between them."""
     root = compat.init_device_mesh("cpu", (4, 1, 2), mesh_dim_names=("dp_shard", "cp", "tp"))
-    groups = compat.live_process_groups()
+    groups = worlds.live_process_groups()
     shard_cp = compat.flatten(compat.slice_mesh(root, ("dp_shard", "cp")), "dp_shard_cp")
     again = compat.flatten(compat.slice_mesh(root, ("dp_shard", "cp")), "other")
     assert compat.get_group(shard_cp) is compat.get_group(root, "dp_shard")
     assert compat.get_group(again) is compat.get_group(root, "dp_shard")
-    assert compat.live_process_groups() == groups
+    assert worlds.live_process_groups() == groups
 
 
 @pytest.mark.ranks(8)
@@ -84,7 +85,7 @@ def test_one_axis_flattened_to_its_own_name_is_itself(api: ModuleType) -> None:
 @pytest.mark.ranks(8)
 def test_backend_override_reaches_the_flattened_group(api: ModuleType) -> None:
     """A flattened axis with a backend of its own gets a group of that backend, also over the whole world."""
-    compat.register_fake_backend()
+    worlds.register_fake_backend()
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     part = api.flatten(api.slice_mesh(root, ("dp", "cp")), "part", backend_override="fake")
     whole = api.flatten(root, "whole", backend_override="fake")
@@ -94,16 +95,16 @@ def test_backend_override_reaches_the_flattened_group(api: ModuleType) -> None:
 @pytest.mark.ranks(8)
 def test_another_backend_under_the_same_name_is_refused() -> None:
     """Asking for a flattened axis that exists with another backend is an error, the same backend is not."""
-    compat.register_fake_backend()
+    worlds.register_fake_backend()
     root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     line = compat.slice_mesh(root, ("dp", "cp"))
     flat = compat.flatten(line, "x", backend_override="fake")
     assert compat.flatten(line, "x") is flat
     assert compat.flatten(line, "x", backend_override="fake") is flat
-    groups = compat.live_process_groups()
+    groups = worlds.live_process_groups()
     with pytest.raises(ValueError, match="exists with another backend"):
         compat.flatten(line, "x", backend_override="gloo")
-    assert compat.live_process_groups() == groups
+    assert worlds.live_process_groups() == groups
 
 
 def test_axes_out_of_order_are_refused() -> None:

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from automodel_mesh import compat
+from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world
 from tests.compat.oracle import Grid
 
@@ -144,13 +145,13 @@ def test_a_copied_family_is_a_family(how: str) -> None:
     assert compat.get_root_mesh(new_part) is new_root
     assert compat.get_root_mesh(pair[1]) is root
     assert new_root == root
-    groups = compat.live_process_groups()
+    groups = worlds.live_process_groups()
     flat = compat.slice_mesh(new_part, "dp_cp")
     assert flat is compat.flattened_meshes(new_root)["dp_cp"]
     assert flat is not compat.flattened_meshes(root)["dp_cp"]
     assert compat.get_group(flat) is compat.get_group(root, "dp_cp")
     assert compat.get_group(compat.unflatten(new_root, "tp", (2,), ("a",)), "a") is compat.get_group(root, "tp")
-    assert compat.live_process_groups() == groups
+    assert worlds.live_process_groups() == groups
 
 
 def test_a_pickled_mesh_does_not_need_this_library_to_be_loaded() -> None:

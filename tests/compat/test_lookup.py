@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from automodel_mesh import compat
+from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world
 from tests.compat import plain
 from tests.compat.oracle import Grid
@@ -146,11 +147,11 @@ def test_meshes_of_torchs_own_making_belong_to_their_family() -> None:
     with fake_world(8, rank=5):
         root = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
         part = root["dp", "cp"]
-        groups = compat.live_process_groups()
+        groups = worlds.live_process_groups()
         assert compat.get_root_mesh(part) is root
         assert compat.slice_mesh(part, "cp").mesh.tolist() == [5, 7]
         assert compat.flatten(part, "dp_cp").mesh.tolist() == [1, 3, 5, 7]
-        assert len(compat.live_process_groups()) == len(groups) + 1
+        assert len(worlds.live_process_groups()) == len(groups) + 1
         assert compat.get_group(compat.unflatten(part, "cp", (2, 1), ("a", "b")), "a") is root.get_group("cp")
 
 

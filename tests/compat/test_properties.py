@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from automodel_mesh import compat
+from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world, run_ranks
 from tests.compat.oracle import Atoms, Grid
 
@@ -172,7 +173,7 @@ def _compare_groups(program: Program, rank: int) -> None:
     everything = {tuple(range(dist.get_world_size()))}
     for expected in program.meshes:
         everything |= program.grid.distinct_groups(list(expected.axes.values()), rank)
-    assert sorted(compat.live_process_groups().values()) == sorted(everything)
+    assert sorted(worlds.live_process_groups().values()) == sorted(everything)
 
 
 @given(programs(largest=200), st.integers(0, 10**6))
@@ -187,8 +188,8 @@ def run_alone(program: Program) -> None:
     """Run a program, then destroy its groups, so that the next one starts with the default group only."""
     run_program(program)
     dist.barrier()  # nobody closes a connection that another rank still makes
-    for name in list(compat.live_process_groups())[1:]:
-        dist.destroy_process_group(compat.find_process_group(name))
+    for name in list(worlds.live_process_groups())[1:]:
+        dist.destroy_process_group(worlds.find_process_group(name))
 
 
 def run_batch(programs_: list[Program]) -> None:

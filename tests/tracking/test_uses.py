@@ -79,8 +79,7 @@ def test_a_variable_is_forgotten_with_its_function() -> None:
             "since_2_10._attach",
             ("concatenate", "flatten", "init_device_mesh", "slice_mesh", "unflatten"),
         ),
-        ("worlds.init_fake_world", ("init_fake_world",)),
-        ("plain.flatten", ()),
+        ("worlds.init_fake_world", ()),
     ],
 )
 def test_public_functions_that_depend_on_a_place(place: str, public: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic of axes, against NumPy."""
+"""The arithmetic of layouts, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automodel_mesh.topology.layouts import (
-    Axis,
-    axis_size,
+    Layout,
     first_position,
     fold,
-    group_starts,
+    group_at,
+    groups,
     is_ascending,
-    native_axes,
-    offsets,
+    native_layouts,
     overlap,
+    size_of,
     split,
 )
 
@@ -39,14 +39,14 @@ def shape_and_dims(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 @given(shape_and_dims())
 @settings(derandomize=True, deadline=None)
 def test_groups_partition_the_grid_as_numpy_does(case: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    """Every group of a folded axis, from its start and its offsets, is a row of the transposed grid."""
+    """Every group of a folded axis is a row of the transposed grid, and the group of each of its positions."""
     shape, dims = case
-    axis = fold(native_axes(shape)[dim] for dim in dims)
+    layout = fold(native_layouts(shape)[dim] for dim in dims)
     total = math.prod(shape)
     others = [dim for dim in range(len(shape)) if dim not in dims]
-    rows = np.arange(total).reshape(shape).transpose((*others, *dims)).reshape(-1, axis_size(axis))
-    groups = [[start + step for step in offsets(axis)] for start in group_starts(axis, total)]
-    assert groups == rows.tolist()
+    rows = np.arange(total).reshape(shape).transpose((*others, *dims)).reshape(-1, size_of(layout))
+    assert [list(group) for group in groups(layout, range(total))] == rows.tolist()
+    assert all(group_at(layout, position, range(total)) == tuple(row) for row in rows.tolist() for position in row)
 
 
 @given(shape_and_dims(), st.integers(0, 10**6))
@@ -54,27 +54,28 @@ def test_groups_partition_the_grid_as_numpy_does(case: tuple[tuple[int, ...], tu
 def test_a_position_finds_the_start_of_its_own_group(case: tuple[tuple[int, ...], tuple[int, ...]], pick: int) -> None:
     """The slice that contains a position begins at the start of that position's group."""
     shape, dims = case
-    axis = fold(native_axes(shape)[dim] for dim in dims)
+    layout = fold(native_layouts(shape)[dim] for dim in dims)
     total = math.prod(shape)
     position = pick % total
-    start = first_position([axis], position)
-    assert start in group_starts(axis, total)
-    assert position in [start + step for step in offsets(axis)]
+    start = first_position([layout], position)
+    group = group_at(layout, position, range(total))
+    assert position in group
+    assert start == group[0]
 
 
 @given(shapes)
 @settings(derandomize=True, deadline=None)
 def test_splitting_undoes_folding(shape: tuple[int, ...]) -> None:
     """Splitting all axes folded into one gives back the axes of the shape."""
-    native = native_axes(shape)
+    native = native_layouts(shape)
     parts = split(fold(native), shape)
     assert parts is not None
     assert [fold([part]) for part in parts] == [fold([axis]) for axis in native]
 
 
 def test_a_fold_across_a_gap_splits_only_at_its_seams() -> None:
-    """An axis of 2 x 3 ranks that do not lie side by side has parts of 2 and 3, and none of 3 and 2."""
-    outer, _, inner = native_axes((2, 5, 3))
+    """An axis of 2 x 3 ranks that are not contiguous has parts of 2 and 3, and none of 3 and 2."""
+    outer, _, inner = native_layouts((2, 5, 3))
     gapped = fold([outer, inner])
     assert split(gapped, (2, 3)) == (((2, 15),), ((3, 1),))
     assert split(gapped, (3, 2)) is None
@@ -83,17 +84,17 @@ def test_a_fold_across_a_gap_splits_only_at_its_seams() -> None:
 @pytest.mark.parametrize("shape", [(2, 2, 2), (2, 3, 4), (1, 4, 1, 2)])
 def test_only_axes_that_share_a_step_overlap(shape: tuple[int, ...]) -> None:
     """Two sets of native axes overlap exactly when they share an axis of more than one rank."""
-    native = native_axes(shape)
+    native = native_layouts(shape)
     subsets = [some for count in (1, 2) for some in combinations(range(len(shape)), count)]
     for left in subsets:
         for right in subsets:
             shared = any(shape[dim] > 1 for dim in set(left) & set(right))
-            axes: list[Axis] = [fold(native[dim] for dim in dims) for dims in (left, right)]
+            axes: list[Layout] = [fold(native[dim] for dim in dims) for dims in (left, right)]
             assert overlap(axes) == shared, (left, right)
 
 
 def test_order_matters_to_a_fold() -> None:
     """Axes folded inner before outer do not ascend, and a process group would not keep that order."""
-    outer, inner = native_axes((2, 4))
+    outer, inner = native_layouts((2, 4))
     assert is_ascending(fold([outer, inner]))
     assert not is_ascending(fold([inner, outer]))

@@ -1,0 +1,202 @@
+"""Checks of sizes, ranks and names: each error names the argument, what was given, and what to give instead.
+
+Without torch, so that a topology can be planned where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from operator import eq
+from typing import Final, TypeGuard
+
+from automodel_mesh.errors import MeshArgumentError
+
+_SHOWN_RANKS: Final = 8
+_ALIKE: Final = ", the same on every rank"
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Tell whether a value is an int; bool is a subclass of int, but True as a size is a mistaken flag."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Tell whether a value is a sequence other than a string, whose items would be characters."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def listed(argument: str, value: object, wanted: str) -> Sequence[object]:
+    """Return a value that must be a sequence of at least one item.
+
+    Args:
+        argument: what the value is called in messages.
+        value: the value.
+        wanted: what to give instead, for the message.
+
+    Raises:
+        TypeError: the value is not a sequence, or is a string.
+        ValueError: the sequence is empty.
+    """
+    if not is_list(value):
+        raise TypeError(f"{argument}={value!r} is of type {type(value).__name__}: give {wanted}")
+    if not value:
+        raise MeshArgumentError(f"{argument} is empty: give {wanted}")
+    return value
+
+
+def check_size(name: str, value: object, *, optional: bool = False, wanted: str = "") -> None:
+    """Require that a size is an int of at least 1: not a bool, a float or a string of digits.
+
+    Args:
+        name: what the size is called in messages.
+        value: the size.
+        optional: whether `None` is allowed.
+        wanted: what to give instead, for the message; by default an int of at least 1, and `None` if it is allowed.
+
+    Raises:
+        TypeError: the value is not an int, or is `None` and `optional` is false.
+        ValueError: the value is less than 1.
+    """
+    if value is None and optional:
+        return
+    wanted = wanted or "an int of at least 1" + (", or None" if optional else "")
+    if not is_int(value):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
+    if value < 1:
+        raise MeshArgumentError(f"{name}={value} is less than 1: give {wanted}")
+
+
+def checked_sizes(argument: str, sizes: object) -> tuple[int, ...]:
+    """Return sizes as a tuple, after checking that there is at least one and that each is an int of at least 1.
+
+    Args:
+        argument: what the sizes are called in messages.
+        sizes: the sizes.
+
+    Raises:
+        TypeError: `sizes` is not a sequence, or a size is not an int.
+        ValueError: there is no size, or a size is less than 1.
+    """
+    given = listed(argument, sizes, f"a list or tuple of sizes{_ALIKE}")
+    for index, size in enumerate(given):
+        check_size(f"{argument}[{index}]", size)
+    return tuple(size for size in given if is_int(size))
+
+
+def checked_names(argument: str, names: object) -> tuple[str, ...]:
+    """Return names as a tuple of plain strings, after checking that there is at least one and none twice.
+
+    A name may be a string enum, which prints as `Class.MEMBER` on some Pythons.
+
+    Args:
+        argument: what the names are called in messages.
+        names: a name, or a sequence of names. A set is refused: its order differs from rank to rank.
+
+    Raises:
+        TypeError: `names` is neither a string nor a sequence, or a name is not a string.
+        ValueError: there is no name, a name is empty, or one is given twice.
+    """
+    given = (names,) if isinstance(names, str) else listed(argument, names, f"a list or tuple of names{_ALIKE}")
+    check_each_name(argument, given)
+    plain = tuple(str.__str__(name) for name in given if isinstance(name, str))
+    repeated = sorted({name for name in plain if plain.count(name) > 1})
+    if repeated:
+        raise MeshArgumentError(f"{argument}={plain} repeats {', '.join(repeated)}: give each name once")
+    return plain
+
+
+def check_each_name(argument: str, names: Sequence[object]) -> None:
+    """Require that each item of a sequence is a string that is not empty.
+
+    Args:
+        argument: what the sequence is called in messages.
+        names: the sequence.
+
+    Raises:
+        TypeError: an item is not a string.
+        ValueError: a string is empty.
+    """
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            raise TypeError(f"{argument}[{index}]={name!r} is of type {type(name).__name__}: give a name, as a string")
+        if not name:
+            raise MeshArgumentError(f"{argument}[{index}] is an empty string: give a name")
+
+
+def check_same_length(names: Sequence[str], sizes: Sequence[int], what: str) -> None:
+    """Require as many names as sizes."""
+    if len(names) != len(sizes):
+        raise MeshArgumentError(
+            f"{what}: {len(sizes)} sizes {tuple(sizes)} but {len(names)} names {tuple(names)}: give one name for each "
+            "size"
+        )
+
+
+def checked_ranks(ranks: object, world_size: int | None = None) -> Sequence[int]:
+    """Return ranks, after checking that they are distinct, ascending, not negative and inside the world.
+
+    Args:
+        ranks: global ranks, strictly ascending: the position in the list is the position in the mesh, and torch sorts
+            the ranks of a process group.
+        world_size: number of ranks in the world; `None` if it is not known.
+
+    Returns:
+        The same ranks: a `range` if they are evenly spaced (it is not listed, however long), else a tuple.
+
+    Raises:
+        TypeError: `ranks` is not a sequence, or an item is not an int.
+        ValueError: `ranks` is empty, not strictly ascending, negative, or not inside the world.
+    """
+    items = listed("ranks", ranks, f"a list of ints, such as [0, 1, 2]{_ALIKE}")
+    if isinstance(ranks, range) and ranks.step < 0 and len(ranks) > 1:
+        raise MeshArgumentError(f"ranks={ranks} descends: ranks must be strictly ascending; give {ranks[::-1]}")
+    given = ranks if isinstance(ranks, range) else _compact(_ascending(items))
+    if given[0] < 0:
+        raise MeshArgumentError(f"ranks[0]={given[0]} is negative: give global ranks, counted from 0")
+    if world_size is not None and given[-1] >= world_size:
+        index = bisect_left(given, world_size)
+        raise MeshArgumentError(
+            f"ranks[{index}]={given[index]} is outside the world: with world_size={world_size}, "
+            f"give ranks from 0 to {world_size - 1}"
+        )
+    return given
+
+
+def shown_ranks(ranks: Sequence[int]) -> str:
+    """Print ranks for a message, shortened if there are many."""
+    if len(ranks) <= 2 * _SHOWN_RANKS:
+        return ", ".join(map(str, ranks))
+    if isinstance(ranks, range) and ranks.step == 1:
+        return f"{ranks[0]} to {ranks[-1]}"
+    return f"{', '.join(map(str, ranks[:_SHOWN_RANKS]))}, ..., {ranks[-1]} ({len(ranks)} ranks)"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known name that is nearest to a mistyped one, else an empty string."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _ascending(ranks: Sequence[object]) -> tuple[int, ...]:
+    """Return the ranks as a tuple, after checking that each is an int greater than the one before."""
+    seen: list[int] = []
+    for index, rank in enumerate(ranks):
+        if not is_int(rank):
+            raise TypeError(f"ranks[{index}]={rank!r} is of type {type(rank).__name__}: give ints")
+        if seen and rank <= seen[-1]:
+            fault = "repeats" if rank == seen[-1] else "is less than"
+            raise MeshArgumentError(
+                f"ranks[{index}]={rank} {fault} ranks[{index - 1}]={seen[-1]}: ranks must be distinct and "
+                "strictly ascending; give sorted(set(ranks)), the same on every rank"
+            )
+        seen.append(rank)
+    return tuple(seen)
+
+
+def _compact(ranks: tuple[int, ...]) -> Sequence[int]:
+    """Return evenly spaced ranks as a range, so that equal ranks compare equal however they were given."""
+    first, last = ranks[0], ranks[-1]
+    spaced = range(first, last + 1, ranks[1] - first if len(ranks) > 1 else 1)
+    return spaced if len(spaced) == len(ranks) and all(map(eq, ranks, spaced)) else ranks
