@@ -12,8 +12,8 @@ from packaging.version import Version
 from sphinx.util.docutils import SphinxDirective
 
 from automodel_mesh.compat.eras.support import era_name
-from automodel_mesh.tracking.callers import public_callers
 from automodel_mesh.tracking.ledger import load_ledger
+from automodel_mesh.tracking.uses import public_callers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

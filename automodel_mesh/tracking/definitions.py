@@ -1,4 +1,4 @@
-"""Looks names up in Python sources without running them: their signature, and a fingerprint of their text.
+"""Looks up names in Python sources without running them: their signature, and a fingerprint of their text.
 
 A name is written like an entry point, the module before a colon:
 
@@ -9,8 +9,9 @@ A name is written like an entry point, the module before a colon:
     torch.distributed.device_mesh:DeviceMesh.__init__(_layout) a parameter
     torch.distributed.device_mesh:DeviceMesh.*                 the names of all members of a class or module
 
-The text that counts is without comments, docstrings and blank lines, and the same on every Python: unlike `ast.unparse`
-and `ast.dump`, which print one tree in several ways. Names of C++ code are looked up in its stub files.
+Comments, docstrings and blank lines do not count. The rest is taken from the source as it is written, because
+`ast.unparse` and `ast.dump` print the same tree differently on different Pythons. Names of C++ code are looked up in
+its stub files.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Definition:
     """What sources have under a name.
 
     Attributes:
-        signature: the parameters with their defaults, `(self, mesh_dim=None)`; for what is not called, what it is; for
-            members, their names with commas between.
-        text: the source, normalised.
+        signature: the parameters with their defaults, `(self, mesh_dim=None)`; `module`, `property` or `attribute` for
+            what is not called; for members, their names with commas between.
+        text: the source without comments, docstrings and blank lines.
     """
 
     signature: str
@@ -54,13 +55,13 @@ class Definition:
 
 
 def candidate_paths(module: str) -> tuple[str, ...]:
-    """Return the files that a module may be: Python, a package, or the stub of C++ code."""
+    """Return the possible files of a module: Python, a package, or the stub of C++ code."""
     path = module.replace(".", "/")
     return f"{path}.py", f"{path}/__init__.py", f"{path}.pyi"
 
 
 class Definitions:
-    """Looks up names in the source files of one torch, each file parsed once.
+    """The definitions in the source files of one torch. Each file is parsed once.
 
     Args:
         files: text by path, as in `Sources.files`.
@@ -71,10 +72,10 @@ class Definitions:
         self._modules: dict[str, _Module | None] = {}
 
     def find(self, name: str) -> Definition | None:
-        """Return the definition of a name, `None` where there is none.
+        """Return the definition of a name, `None` if there is none.
 
         Raises:
-            SourcesError: a file is not valid for the running Python.
+            SourcesError: the running Python cannot parse a file.
         """
         module_name, _, path = name.partition(":")
         module = self._module(module_name)
@@ -101,34 +102,34 @@ class Definitions:
 
 
 class _Module:
-    """A parsed file, and its lines without comments and docstrings."""
+    """A parsed file, with its lines without comments and docstrings."""
 
     def __init__(self, path: str, source: str) -> None:
         try:
             self.tree = ast.parse(source)
         except SyntaxError as error:
             raise SourcesError(
-                f"{path}, line {error.lineno}, is not valid for Python {python_version()}, which reads it: use the "
+                f"{path}, line {error.lineno}, is not valid for Python {python_version()}, which parses it: use the "
                 "newest Python that this torch supports."
             ) from error
         self._lines = _significant_lines(source, self.tree)
 
     def definition(self, nodes: Sequence[ast.AST]) -> Definition:
-        """Describe what a name is bound to, which may be several statements."""
+        """Describe what a name is bound to, by one statement or several."""
         texts = [self._text(part) for node in nodes for part in _significant_parts(node)]
         return Definition(self._signature(nodes[-1]), "\n".join(texts))
 
     def parameter(self, nodes: Sequence[ast.AST], name: str) -> Definition | None:
         """Describe a parameter of a function."""
         found = [one for node in nodes if isinstance(node, _FUNCTIONS) for one in self._parameters(node)]
-        described = [text for its_name, text in found if its_name.lstrip("*") == name]
-        return Definition(described[-1], described[-1]) if described else None
+        texts = [text for its_name, text in found if its_name.lstrip("*") == name]
+        return Definition(texts[-1], texts[-1]) if texts else None
 
     def _signature(self, node: ast.AST) -> str:
         if isinstance(node, ast.ClassDef):
-            made_with = [part for part in _bound(node, "__init__") if isinstance(part, _FUNCTIONS)]
-            if made_with:
-                return self._signature(made_with[-1])
+            constructors = [part for part in _bound(node, "__init__") if isinstance(part, _FUNCTIONS)]
+            if constructors:
+                return self._signature(constructors[-1])
             return f"({', '.join(name for name, _ in _fields(node))})"
         if not isinstance(node, _FUNCTIONS):
             return ATTRIBUTE
@@ -178,7 +179,7 @@ def _line_range(node: ast.AST) -> tuple[int, int]:
 
 
 def _significant_lines(source: str, tree: ast.AST) -> list[str]:
-    """Return the lines of a source, those of docstrings emptied and comments cut off."""
+    """Return the lines of a source, with docstrings and comments blanked."""
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -198,7 +199,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a scope, those inside of `if`, `try` and `with` among them."""
+    """Yield the statements of a scope, including those inside `if`, `try` and `with`."""
     for node in body:
         yield node
         for part in ("body", "orelse", "finalbody", "handlers"):
@@ -208,12 +209,12 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _bound(scope: ast.AST, name: str) -> list[ast.AST]:
-    """Return the statements that give a name its meaning in a module or class."""
+    """Return the statements that bind a name in a module or class."""
     return [node for node, its_name in _bindings(scope) if its_name == name]
 
 
 def _member_names(scope: ast.AST) -> Iterator[str]:
-    """Yield the names that a module or class defines itself, without imports and the language's own names."""
+    """Yield the names that a module or class defines itself, without imports and double-underscore names."""
     for node, name in _bindings(scope):
         if not isinstance(node, ast.ImportFrom) and not (name.startswith("__") and name.endswith("__")):
             yield name
@@ -244,7 +245,7 @@ def _targets(node: ast.AST) -> list[ast.expr]:
 
 
 def _without_overloads(nodes: list[ast.AST]) -> list[ast.AST]:
-    """Leave overloads out where the function itself is there too, as it is not in stubs."""
+    """Drop overloads if the function itself is there too, which it is not in stubs."""
     real = [
         node
         for node in nodes
@@ -254,11 +255,11 @@ def _without_overloads(nodes: list[ast.AST]) -> list[ast.AST]:
 
 
 def _significant_parts(node: ast.AST) -> list[ast.AST]:
-    """Return what of a definition is compared: of a class its bases and what its objects are made with."""
+    """Return the parts of a definition that are compared: of a class, its bases, fields and constructors."""
     if not isinstance(node, ast.ClassDef):
         return [node]
-    makers = [part for name in ("__init__", "__post_init__") for part in _bound(node, name)]
-    return [*node.bases, *(field for _, field in _fields(node)), *makers]
+    constructors = [part for name in ("__init__", "__post_init__") for part in _bound(node, name)]
+    return [*node.bases, *(field for _, field in _fields(node)), *constructors]
 
 
 def _fields(node: ast.ClassDef) -> list[tuple[str, ast.AST]]:

@@ -1,7 +1,7 @@
 """The ledger of the private torch names that `compat/` relies on.
 
-Two files beside that code, so that each has one author. `ledger.toml` is written by people: which names, since when and
-until when, used by what, in which way, and what to do if they go. `ledger.json` is written by `automodel-mesh track
+It has two files beside that code. `ledger.toml` is written by people: which names, since when and until when, which of
+our functions use them and how, and what to do if they vanish. `ledger.json` is written by `automodel-mesh track
 --record`: what each release has under these names.
 """
 
@@ -28,7 +28,7 @@ FORMS_FILE: Final = "ledger.json"
 
 
 class LedgerError(ValueError):
-    """The ledger is not readable, or a torch cannot be entered; the message says what is wrong and what to do."""
+    """The ledger cannot be read or written, or a torch cannot be recorded; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Form:
 
     @classmethod
     def of(cls, definition: Definition) -> Form:
-        """Return what is recorded of a definition."""
+        """Return the form of a definition."""
         return cls(definition.signature, definition.fingerprint)
 
 
@@ -50,12 +50,12 @@ class Entry:
 
     Attributes:
         name: where it is defined, in the notation of `definitions.py`.
-        use: in which way we rely on it.
-        remedy: what to do if it goes or changes.
+        use: how we rely on it.
+        remedy: what to do if it vanishes or changes.
         used_by: our functions that use it, as `module.function` inside `compat/`.
-        through: the name by which they use it, where it is another one: that of a public function which calls it.
+        through: the name that they use instead, if they do not use it directly: a public function which calls it.
         since: the first release it is needed on; `None` for the oldest supported one.
-        until: the first release it is not needed on any more; `None` where it still is.
+        until: the first release it is not needed on any more; `None` if it still is.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Entry:
 
     @property
     def identifier(self) -> str:
-        """The name as code writes it: the last part; for a list of members that of the class or module."""
+        """The last part, which is the name in code; for a list of members, that of the class or module."""
         parts = self.name.removesuffix("*").translate(_TO_DOTS).split(".")
         return next(part for part in reversed(parts) if part)
 
@@ -79,7 +79,7 @@ class Entry:
 
     @property
     def is_list_of_members(self) -> bool:
-        """Whether it stands for the members of a class or module, watched for what comes and goes."""
+        """Whether it stands for the names of all members of a class or module."""
         return self.name.endswith("*")
 
     def is_needed_on(self, release: Version) -> bool:
@@ -99,7 +99,7 @@ class Ledger:
 
     Attributes:
         entries: the names, in the order of the file.
-        forms: for each release, oldest first, what it has, by name; what it lacks is not in it.
+        forms: for each release, oldest first, the form of each name that it has.
     """
 
     entries: tuple[Entry, ...]
@@ -117,7 +117,7 @@ class Ledger:
         return tuple(path for module in modules for path in candidate_paths(module))
 
     def has(self, release: Version) -> bool:
-        """Tell whether a release is recorded; its candidates and nightlies are not."""
+        """Tell whether a release is recorded; its candidates and nightlies never are."""
         return release.base_version in self.forms and not release.is_prerelease
 
     def neighbours(self, release: Version) -> tuple[str, ...]:
@@ -129,10 +129,10 @@ class Ledger:
         return (*older[-1:], *newer[:1])
 
     def cut(self, release: str) -> Ledger:
-        """Return the ledger as it was when a release was the newest: without what was learnt of later ones.
+        """Return the ledger as it was when a release was the newest: without anything about later releases.
 
         Args:
-            release: a release such as `"2.9"`, its patches included.
+            release: a release such as `"2.9"`, which includes its patches.
 
         Raises:
             LedgerError: it is not a release number, or older than all recorded ones.
@@ -149,7 +149,7 @@ class Ledger:
         return Ledger(tuple(replace(entry, until=None) if is_later(entry.until) else entry for entry in entries), forms)
 
     def record(self, sources: Sources) -> Ledger:
-        """Return the ledger with what a release has under its names, entered or entered anew.
+        """Return the ledger with what a release has under its names, which replaces what was recorded before.
 
         Raises:
             LedgerError: it is a candidate, a nightly, or built from a checkout.
@@ -166,7 +166,7 @@ class Ledger:
         return Ledger(self.entries, {known: forms[known] for known in sorted(forms, key=Version)})
 
     def forget(self, release: str) -> Ledger:
-        """Return the ledger without a release, for one whose support ends.
+        """Return the ledger without a release, whose support has ended.
 
         Raises:
             LedgerError: it is not recorded.
@@ -176,28 +176,31 @@ class Ledger:
         return Ledger(self.entries, {known: form for known, form in self.forms.items() if known != release})
 
     def save(self) -> Path:
-        """Write what the releases have to `ledger.json` in the checkout, and return that file.
+        """Write `ledger.json` in the checkout, and return its path.
 
         Raises:
-            LedgerError: the package runs from somewhere else than a checkout.
+            LedgerError: the package does not run from a checkout, or the file cannot be written.
         """
         path = Path(str(folder() / FORMS_FILE)).resolve()
         if not (path.parents[1] / "pyproject.toml").is_file():
             raise LedgerError(f"{path.parent} is not in a checkout of automodel-mesh: record releases in one")
-        path.write_text(_as_json(self), encoding="utf-8")
+        try:
+            path.write_text(_as_json(self), encoding="utf-8")
+        except OSError as error:
+            raise LedgerError(f"{path} cannot be written: {error.strerror or error}") from error
         return path
 
 
 def folder() -> Traversable:
-    """Return the folder of the ledger's files, without importing what lies beside them."""
+    """Return the folder of the ledger's files, without importing the code beside them."""
     return resources.files("automodel_mesh") / "compat"
 
 
 def load_ledger() -> Ledger:
-    """Read the ledger that this package has.
+    """Read the ledger of this package.
 
     Raises:
-        LedgerError: its files are not what they should be.
+        LedgerError: its entries are not valid.
         ImportError: Python 3.10 without tomli.
     """
     texts = [(folder() / name).read_text(encoding="utf-8") for name in (ENTRIES_FILE, FORMS_FILE)]
@@ -212,7 +215,7 @@ def read_toml(text: str) -> dict[str, Any]:
     """Read TOML, with the standard library's reader or, on Python 3.10, with tomli.
 
     Raises:
-        ValueError: it is no TOML.
+        ValueError: it is not valid TOML.
         ImportError: Python 3.10 without tomli.
     """
     try:
@@ -221,23 +224,23 @@ def read_toml(text: str) -> dict[str, Any]:
         try:
             reader = import_module("tomli")
         except ModuleNotFoundError as error:
-            raise ImportError("Python 3.10 needs tomli for this: pip install 'automodel-mesh[track]'") from error
+            raise ImportError("Python 3.10 needs tomli for TOML: pip install 'automodel-mesh[track]'") from error
     table: dict[str, Any] = reader.loads(text)
     return table
 
 
 def forms_of(sources: Sources, entries: Iterable[Entry]) -> dict[str, Form]:
-    """Look the names of entries up in the sources of a torch; those it lacks are left out."""
+    """Look up the names of entries in the sources of a torch; names that it does not have are left out."""
     definitions = Definitions(sources.files)
     found = {entry.name: definitions.find(entry.name) for entry in entries}
     return {name: Form.of(one) for name, one in found.items() if one is not None}
 
 
 def as_version(text: str) -> Version:
-    """Read a version number.
+    """Parse a version number.
 
     Raises:
-        LedgerError: it is none.
+        LedgerError: it is not valid.
     """
     try:
         return Version(text)
@@ -263,7 +266,7 @@ def _entry(row: dict[str, Any]) -> Entry:
 
 
 def _as_json(ledger: Ledger) -> str:
-    """Write a line for each thing that a name has been, so that a release that changes nothing adds to lines only."""
+    """Write a line for each form of a name, so that a release that changes nothing only lengthens lines."""
     names: list[str] = []
     for name in sorted({entry.name for entry in ledger.entries}):
         rows = ",\n".join(f"   {json.dumps(row)}" for row in _rows(ledger, name))
@@ -273,7 +276,7 @@ def _as_json(ledger: Ledger) -> str:
 
 
 def _rows(ledger: Ledger, name: str) -> Sequence[dict[str, Any]]:
-    """Put releases together that have the same under a name, one after the other."""
+    """Group consecutive releases that have the same form of a name."""
     found = [(release, form) for release, forms in ledger.forms.items() if (form := forms.get(name)) is not None]
     return [
         {

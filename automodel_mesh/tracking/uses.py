@@ -1,7 +1,7 @@
-"""Finds, without running it, which functions of some Python code use private names of torch.
+"""Finds, without running it, which functions of some Python code use private names of torch, and who calls those.
 
-What type a value has cannot be told from the text, so the rules go by how a name is written. These are uses of
-private names of torch:
+The text does not say which type a value has, so the rules go by how a name is written. These are uses of private names
+of torch:
 
 - an import from a private module of torch (`torch._C`, `torch.testing._internal`), or of a private name of a public
   one, and every mention of what was imported;
@@ -13,16 +13,23 @@ private names of torch:
 
 A public name of an object of a private type (`layout.sizes_and_strides`) is found only if it is asked for. Annotations
 do not count: they are not evaluated.
+
+For the same reason a call of a method counts as a call of every method with that name in `compat/`:
+`public_callers` may return a function too many, never one too few.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 How: TypeAlias = Literal["import", "name", "attribute", "keyword", "string"]
 
@@ -30,9 +37,16 @@ NOT_OF_TORCH: Final = frozenset({"_asdict", "_exit", "_fields", "_field_defaults
 """Names with an underscore that Python's own documentation offers: those of named tuples, and `os._exit`."""
 
 OURS: Final = "_automodel_mesh"
-"""What the names of the attributes begin with that this library puts on torch's objects."""
+"""The prefix of the attributes that this library sets on torch's objects."""
 
-_PRIVATE_MODULE = re.compile(r"torch(\.\w+)*\._(?!_)\w+(\.\w+)*")
+_PACKAGE: Final = "automodel_mesh.compat"
+IMPORT: Final = f"import {_PACKAGE}"
+"""Stands for what runs when the package is imported."""
+
+_ERA: Final = "gate.era"
+_ERA_MODULES: Final = "since_"
+_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
+_PRIVATE_MODULE: Final = re.compile(r"torch(\.\w+)*\._(?!_)\w+(\.\w+)*")
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,8 @@ class Use:
         name: the name alone, such as `_layout`, without what it belongs to.
         how: `import`, `name` (a mention of what was imported), `attribute`, `keyword` (of a call), or `string`.
         module: the module that uses it, by its last name.
-        function: the function or class that does, as `Class.method`; empty at the top of the module.
-        line: where.
+        function: the function or class that uses it, as `Class.method`; empty at the top of the module.
+        line: its line.
     """
 
     name: str
@@ -69,7 +83,7 @@ def uses_in(source: str, module: str, also: Collection[str] = ()) -> list[Use]:
 
     Args:
         source: its text.
-        module: what it is called in the result.
+        module: its name in the result.
         also: public names that count too, as attributes, strings, or imported from torch.
 
     Returns:
@@ -80,16 +94,8 @@ def uses_in(source: str, module: str, also: Collection[str] = ()) -> list[Use]:
     return sorted(scanner.found, key=lambda use: use.line)
 
 
-def compat_sources() -> dict[str, str]:
-    """Return the text of each module of `automodel_mesh.compat`, by name; none of them is imported."""
-    folder = resources.files("automodel_mesh") / "compat"
-    files = [file for room in (folder / "eras", folder) for file in room.iterdir() if file.name.endswith(".py")]
-    # The contract's own __init__ comes last, and so is the one that is kept under this name.
-    return {file.name.removesuffix(".py"): file.read_text(encoding="utf-8") for file in files}
-
-
 class _Scanner(ast.NodeVisitor):
-    """Walks a module; knows what its imports, and the variables of the function it is in, stand for."""
+    """Walks a module, and tracks what its imports and the variables of the current function refer to."""
 
     def __init__(self, module: str, also: frozenset[str]) -> None:
         self.found: list[Use] = []
@@ -138,7 +144,7 @@ class _Scanner(ast.NodeVisitor):
             self._note(name, "name", node)
 
     def visit_arg(self, node: ast.arg) -> None:
-        """Leave the annotation out."""
+        """Skip the annotation."""
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         for part in (node.target, node.value):
@@ -184,7 +190,7 @@ class _Scanner(ast.NodeVisitor):
         self._paths = outside
 
     def _path(self, node: ast.AST) -> str:
-        """Return the dotted path that an expression stands for, empty where that cannot be told."""
+        """Return the dotted path that an expression refers to; empty if the text does not say."""
         if isinstance(node, ast.Attribute):
             behind = self._path(node.value)
             return behind and f"{behind}.{node.attr}"
@@ -196,3 +202,98 @@ class _Scanner(ast.NodeVisitor):
 
 def _of_torch(path: str) -> bool:
     return path.partition(".")[0] == "torch"
+
+
+# --- the functions of compat/ that call them
+
+
+def compat_sources() -> dict[str, str]:
+    """Return the text of each module and package of `automodel_mesh.compat`, by its last name, without importing it."""
+    return dict(_modules_in(resources.files("automodel_mesh") / "compat"))
+
+
+def _modules_in(package: Traversable) -> Iterator[tuple[str, str]]:
+    for file in package.iterdir():
+        if file.is_dir():
+            yield from _modules_in(file)
+        elif file.name.endswith(".py"):
+            name = file.name.removesuffix(".py")
+            yield package.name if name == "__init__" else name, file.read_text(encoding="utf-8")
+
+
+def public_callers(places: Iterable[str]) -> tuple[str, ...]:
+    """Return the public functions that depend on some places, sorted, after `IMPORT` if the import itself does.
+
+    Args:
+        places: functions inside `compat/`, as `module.function` or `module.Class.method`, or modules.
+    """
+    callers, public = _call_graph()
+    seen: set[str] = set()
+    left = list(places)
+    while left:
+        place = left.pop()
+        if place not in seen:
+            seen.add(place)
+            left += callers.get(place, ())
+    at_import = [IMPORT] if any("." not in place for place in seen) else []
+    return (*at_import, *sorted(name for place, name in public.items() if place in seen))
+
+
+@cache
+def _call_graph() -> tuple[Mapping[str, set[str]], Mapping[str, str]]:
+    """Return the callers of each place, and the public name of each place that has one."""
+    trees = {module: ast.parse(source) for module, source in compat_sources().items()}
+    nodes_of = {module: _places(module, tree) for module, tree in trees.items()}
+    places = {place for found in nodes_of.values() for place in found}
+    callers: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        imported = _imported(tree, trees)
+        for place, nodes in nodes_of[module].items():
+            for called in _called(module, nodes, imported, places):
+                callers.setdefault(called, set()).add(place)
+    exported = _imported(trees["compat"], trees)
+    return callers, {path: name for name, path in exported.items() if path in places}
+
+
+def _places(module: str, tree: ast.Module) -> dict[str, list[ast.AST]]:
+    """Return the functions and methods of a module, and under the module's own name what runs on import."""
+    found: dict[str, list[ast.AST]] = {}
+    found[module] = [node for node in tree.body if not isinstance(node, (*_FUNCTIONS, ast.ClassDef))]
+    for node in tree.body:
+        if isinstance(node, _FUNCTIONS):
+            found[f"{module}.{node.name}"] = [node]
+        elif isinstance(node, ast.ClassDef):
+            methods = [part for part in node.body if isinstance(part, _FUNCTIONS)]
+            found |= {f"{module}.{node.name}.{method.name}": [method] for method in methods}
+            found[f"{module}.{node.name}"] = [part for part in node.body if part not in methods]
+    return found
+
+
+def _imported(tree: ast.Module, modules: Collection[str]) -> dict[str, str]:
+    """Return what the names that a module imports from the package refer to, as `module` or `module.name`."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (source := node.module or "").startswith(_PACKAGE):
+            module = source.rpartition(".")[2]
+            for one in node.names:
+                found[one.asname or one.name] = one.name if one.name in modules else f"{module}.{one.name}"
+    return found
+
+
+def _called(module: str, nodes: Iterable[ast.AST], imported: Mapping[str, str], places: set[str]) -> set[str]:
+    """Return the places that some code mentions; a mention of a class counts as a call of its `__init__`."""
+    found: set[str] = set()
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if isinstance(node, ast.Name):
+            path = imported.get(node.id, f"{module}.{node.id}")
+            found |= {path, f"{path}.__init__"} & places
+        elif isinstance(node, ast.Attribute):
+            base = imported.get(node.value.id) if isinstance(node.value, ast.Name) else None
+            if base is None:
+                found |= {place for place in places if place.count(".") == 2 and place.endswith(f".{node.attr}")}
+            elif base == _ERA:
+                eras = {place for place in places if place.startswith(_ERA_MODULES)}
+                found |= {place for place in eras if place.endswith(f".{node.attr}")}
+            else:
+                found |= {f"{base}.{node.attr}"} & places
+    return found

@@ -1,4 +1,4 @@
-"""What is looked up in sources, and which of their differences count."""
+"""Names are looked up in sources, and only differences that can change behaviour count."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ FILES = {"torch/m.py": SOURCE, "torch/_C/g.pyi": STUB, "torch/p/__init__.py": "d
 
 
 def find(name: str, source: str = SOURCE) -> Definition | None:
-    """Look a name up in the sources above."""
+    """Look up a name in the sources above."""
     return Definitions({**FILES, "torch/m.py": source}).find(name)
 
 
@@ -88,7 +88,7 @@ def find(name: str, source: str = SOURCE) -> Definition | None:
     ],
 )
 def test_a_name_is_found_with_its_signature(name: str, signature: str) -> None:
-    """Modules, classes, functions, properties, attributes, parameters and members, in Python, packages and stubs."""
+    """Each kind of name is found with its signature, in modules, packages and stubs."""
     found = find(name)
     assert found is not None
     assert found.signature == signature
@@ -99,13 +99,13 @@ def test_a_name_is_found_with_its_signature(name: str, signature: str) -> None:
     "name",
     ["torch.q", "torch.q:f", "torch.m:Other", "torch.m:Mesh.other", "torch.m:Mesh.get(other)", "torch.m:Other.*"],
 )
-def test_what_is_not_there_is_not_found(name: str) -> None:
-    """Neither a module nor a name nor a parameter is made up."""
+def test_an_unknown_name_is_not_found(name: str) -> None:
+    """Nothing is found under the name of an unknown module, class, attribute or parameter."""
     assert find(name) is None
 
 
 def test_the_text_is_the_same_on_every_python() -> None:
-    """Comments, docstrings and blank lines do not count; strings that look like comments do."""
+    """The text of a definition has no comments, docstrings and blank lines, keeps strings, and sets the fingerprint."""
     found, size, mesh = find("torch.m:Mesh.get"), find("torch.m:Mesh.size"), find("torch.m:Mesh")
     assert found is not None
     assert size is not None
@@ -139,14 +139,14 @@ def test_the_text_is_the_same_on_every_python() -> None:
         ("torch.m:Pair", "check()", "check(1)", True),
     ],
 )
-def test_what_counts_as_a_change(name: str, old: str, new: str, changes: bool) -> None:
-    """A definition changes with what it does, and with nothing else in its file."""
+def test_only_a_change_of_the_code_counts(name: str, old: str, new: str, changes: bool) -> None:
+    """A definition differs if its own code differs, and not if a comment, docstring or other definition does."""
     assert SOURCE.count(old) == 1
     assert (find(name) != find(name, SOURCE.replace(old, new))) == changes
 
 
 @pytest.mark.release_independent
-def test_sources_for_another_python_are_refused() -> None:
-    """The message says which file and line the running Python cannot read, and what to do."""
+def test_sources_for_a_newer_python_are_refused() -> None:
+    """An error names the file and line that the running Python cannot parse, and says what to do."""
     with pytest.raises(SourcesError, match=r"torch/m.py, line 1, is not valid for Python 3.*use the newest"):
         find("torch.m:f", "def f(: ...")

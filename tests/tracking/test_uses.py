@@ -1,11 +1,14 @@
-"""Which uses of private torch names are found in some code, and who calls whom inside `compat/`."""
+"""Uses of private torch names are found in code, and the public functions that depend on them in `compat/`."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from automodel_mesh.tracking.callers import IMPORT, public_callers
-from automodel_mesh.tracking.uses import uses_in
+from automodel_mesh.tracking.uses import IMPORT, compat_sources, public_callers, uses_in
+
+COMPAT = Path(__file__).parents[2] / "compat"
 
 pytestmark = pytest.mark.release_independent
 
@@ -51,24 +54,31 @@ from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
         ("'_'.join(names)", []),
     ],
 )
-def test_what_counts_as_a_use(code: str, found: list[tuple[str, str]]) -> None:
-    """Private names of torch in whichever way they are written, public ones only where they are asked for."""
+def test_private_names_are_found(code: str, found: list[tuple[str, str]]) -> None:
+    """Private names of torch are found however they are written, public ones only if they are asked for."""
     lines = IMPORTS.count("\n")
     uses = [use for use in uses_in(IMPORTS + code, "m", {"bound", "DeviceMesh"}) if use.line > lines]
     assert sorted((use.name, use.how) for use in uses) == sorted(found)
 
 
-def test_a_use_says_where_it_is() -> None:
-    """The function or method, or the module alone, and the line."""
+def test_a_use_has_a_place() -> None:
+    """A use has its function, method or class, else only its module, and its line."""
     code = "a._x\ndef f():\n    a._x\nclass C:\n    b = a._x\n    async def g(self):\n        return a._x\n"
     places = [(use.place, use.line) for use in uses_in(code, "m")]
     assert places == [("m", 1), ("m.f", 3), ("m.C", 5), ("m.C.g", 7)]
 
 
-def test_a_variable_is_forgotten_with_its_function() -> None:
-    """What a local variable stands for says nothing of the same name elsewhere."""
+def test_a_variable_is_local_to_its_function() -> None:
+    """A local variable that refers to a private name does not affect the same name in another function."""
     code = "import torch\ndef f():\n    w = torch._w\ndef g(w):\n    w.names\n"
     assert [use.name for use in uses_in(code, "m")] == ["_w"]
+
+
+def test_every_module_of_compat_is_read() -> None:
+    """The modules of `compat/` and of the packages in it are read, and no two have the same name."""
+    files = COMPAT.rglob("*.py")
+    names = [file.parent.name if file.stem == "__init__" else file.stem for file in files]
+    assert sorted(compat_sources()) == sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +89,13 @@ def test_a_variable_is_forgotten_with_its_function() -> None:
             "since_2_10._attach",
             ("concatenate", "flatten", "init_device_mesh", "slice_mesh", "unflatten"),
         ),
-        ("worlds.init_fake_world", ()),
+        ("create.init_device_mesh", ("init_device_mesh",)),
+        ("facts", (IMPORT, "flatten")),
+        ("no_such_module.flatten", ()),
     ],
 )
-def test_public_functions_that_depend_on_a_place(place: str, public: tuple[str, ...]) -> None:
-    """Through other modules, the eras and methods; what only tests use reaches nothing."""
+def test_public_functions_that_depend_on_a_place_are_found(place: str, public: tuple[str, ...]) -> None:
+    """Public functions are found through other modules, the eras, the facts and methods, and for no unknown place."""
     found = public_callers([place])
     assert set(public) <= set(found)
     assert bool(found) == bool(public)

@@ -1,4 +1,4 @@
-"""The scheduled workflow keeps one issue: opens it, brings it up to date, leaves it alone, and closes it."""
+"""The scheduled workflow keeps one issue: it opens, updates and closes it, and leaves it alone if nothing changed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from automodel_mesh.tracking.findings import Comparison, Finding
-from automodel_mesh.tracking.markdown import as_markdown
+from automodel_mesh.tracking.comparison import Comparison, Finding
+from automodel_mesh.tracking.report import as_markdown
 
 pytestmark = [
     pytest.mark.release_independent,
@@ -26,8 +26,7 @@ GITHUB = Path(__file__).parents[2] / ".github"
 SCRIPT = GITHUB / "track_issue.sh"
 WORKFLOW = GITHUB / "workflows" / "track.yml"
 
-# Stands in for GitHub, which cannot be had here: keeps issues in a file, and takes those arguments of `gh` that the
-# script may use and no others.
+# Replaces GitHub's own `gh`: stores issues in a file, and accepts only those arguments that the script may use.
 GH = """\
 import argparse, json, pathlib, sys
 
@@ -85,18 +84,18 @@ state.write_text(json.dumps(github))
 
 @dataclass
 class Repository:
-    """A repository on a GitHub of our own, and the folder of reports."""
+    """A repository on a fake GitHub, and the folder of reports."""
 
     folder: Path
 
     @property
     def reports(self) -> Path:
-        """The folder that the script is given."""
+        """The folder that is the script's argument."""
         return self.folder / "reports"
 
     @property
     def github(self) -> dict[str, Any]:
-        """What GitHub has: issues, labels, and which calls it was asked for."""
+        """The state of GitHub: issues, labels, and the calls of `gh`."""
         return dict(json.loads((self.folder / "github.json").read_text()))
 
     @github.setter
@@ -119,7 +118,7 @@ class Repository:
         return subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=self.folder)
 
     def calls_of_run(self) -> list[str]:
-        """Run the script, which must succeed; return what it asked GitHub for."""
+        """Run the script, which must succeed, and return its calls of `gh`."""
         self.github = {**self.github, "calls": []}
         done = self.run()
         assert done.returncode == 0, done.stdout + done.stderr
@@ -161,16 +160,16 @@ def compared(torch: str, *changes: str) -> Comparison:
     )
 
 
-def test_nothing_to_tell(repository: Repository) -> None:
-    """Where all is known and no issue is open, GitHub is only asked for one."""
+def test_known_torches_open_no_issue(repository: Repository) -> None:
+    """If every torch is known and no issue is open, the script only asks for an open issue."""
     repository.report(newest=compared("2.15.0"), nightly=compared("2.16.0.dev1"))
     assert repository.calls_of_run() == ["issue list"]
     (repository.reports / "changed").unlink()
     assert repository.calls_of_run() == ["issue list"]
 
 
-def test_opens(repository: Repository) -> None:
-    """The first report that has something to tell becomes an issue with the label, a title and the report as it is."""
+def test_a_first_finding_opens_an_issue(repository: Repository) -> None:
+    """The first report with findings becomes an issue with the label, a title and the unchanged report."""
     repository.report(newest=compared("2.15.0"), nightly=compared("2.16.0.dev1", "new"))
     assert repository.calls_of_run() == ["issue list", "label create", "issue create"]
     (issue,) = repository.github["issues"]
@@ -181,8 +180,8 @@ def test_opens(repository: Repository) -> None:
     assert "2.15.0: known" not in issue["body"]
 
 
-def test_two_reports(repository: Repository) -> None:
-    """Two reports with something to tell share the issue, the newest release first."""
+def test_two_reports_share_an_issue(repository: Repository) -> None:
+    """Two reports with findings share the issue, the newest release first."""
     newest, nightly = compared("2.16.0", "new"), compared("2.17.0.dev1", "new", "newer")
     repository.report(newest=newest, nightly=nightly)
     repository.calls_of_run()
@@ -191,8 +190,8 @@ def test_two_reports(repository: Repository) -> None:
     assert issue["body"].endswith(f"\n\n{as_markdown(newest)}\n\n{as_markdown(nightly)}")
 
 
-def test_leaves_alone_when_equal(repository: Repository) -> None:
-    """An issue that says already what is to be said is left alone, also where GitHub hands its lines out with CRLF."""
+def test_an_unchanged_issue_is_left_alone(repository: Repository) -> None:
+    """An issue that already has the report is left alone, even if GitHub returns its lines with CRLF."""
     repository.report(newest=compared("2.16.0", "new"))
     repository.calls_of_run()
     before = repository.github["issues"]
@@ -203,8 +202,8 @@ def test_leaves_alone_when_equal(repository: Repository) -> None:
     assert repository.github["issues"] == before
 
 
-def test_updates(repository: Repository) -> None:
-    """Where the findings changed, the open issue gets the new report and title, and a comment that says so."""
+def test_other_findings_update_the_issue(repository: Repository) -> None:
+    """If the findings changed, the open issue gets the new report and title, and a comment that says so."""
     repository.report(newest=compared("2.16.0", "new"))
     repository.calls_of_run()
     repository.report(newest=compared("2.16.1", "newer"))
@@ -217,8 +216,8 @@ def test_updates(repository: Repository) -> None:
     assert "torch 2.16.1: needs a look" in comment
 
 
-def test_same_findings_of_another_night(repository: Repository) -> None:
-    """A nightly of another day with the same findings changes the report, and nobody gets a message."""
+def test_the_same_findings_send_no_message(repository: Repository) -> None:
+    """A nightly of another day with the same findings updates the report without a comment."""
     repository.report(newest=compared("2.15.0"), nightly=compared("2.16.0.dev1", "new"))
     repository.calls_of_run()
     repository.report(newest=compared("2.15.0"), nightly=compared("2.16.0.dev2", "new"))
@@ -228,8 +227,8 @@ def test_same_findings_of_another_night(repository: Repository) -> None:
     assert issue["comments"] == []
 
 
-def test_overwrites_what_has_no_fingerprint(repository: Repository) -> None:
-    """An issue whose text somebody replaced gets the report again."""
+def test_an_edited_issue_is_overwritten(repository: Repository) -> None:
+    """An issue whose text was replaced by hand gets the report again."""
     repository.report(newest=compared("2.16.0", "new"))
     repository.calls_of_run()
     issues = repository.github["issues"]
@@ -239,8 +238,8 @@ def test_overwrites_what_has_no_fingerprint(repository: Repository) -> None:
     assert "# torch 2.16.0: needs a look" in repository.github["issues"][0]["body"]
 
 
-def test_closes(repository: Repository) -> None:
-    """When all is known again, the issue is closed with a comment; what comes later is a new issue."""
+def test_the_issue_is_closed_when_all_is_known(repository: Repository) -> None:
+    """When every torch is known again, the issue is closed with a comment, and a later finding opens a new one."""
     repository.report(newest=compared("2.16.0", "new"))
     repository.calls_of_run()
     repository.report(newest=compared("2.16.0"))
@@ -254,8 +253,8 @@ def test_closes(repository: Repository) -> None:
     assert [issue["open"] for issue in repository.github["issues"]] == [False, True]
 
 
-def test_other_issues(repository: Repository) -> None:
-    """Issues without the label are nobody's business."""
+def test_other_issues_are_left_alone(repository: Repository) -> None:
+    """Issues without the label are never changed."""
     other = {"number": 1, "open": True, "labels": ["bug"], "title": "t", "body": "b", "comments": []}
     repository.github = {**repository.github, "issues": [other]}
     repository.report(newest=compared("2.16.0", "new"))
@@ -266,15 +265,15 @@ def test_other_issues(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("listed", ["newest.md", "newest.md\n", "\nnewest\n\n"])
-def test_how_changed_is_written(repository: Repository, listed: str) -> None:
-    """The list of reports may have names or file names, empty lines, and no line end at its end."""
+def test_the_list_of_reports_is_read_leniently(repository: Repository, listed: str) -> None:
+    """The list of reports may have names or file names, empty lines, and no newline at its end."""
     repository.report(newest=compared("2.16.0", "new"))
     (repository.reports / "changed").write_text(listed)
     assert repository.calls_of_run()[-1] == "issue create"
 
 
-def test_reports_that_are_missing(repository: Repository) -> None:
-    """Without the report it needs, the script fails, says why, and asks GitHub for nothing; so without a folder."""
+def test_a_missing_report_is_an_error(repository: Repository) -> None:
+    """Without a report that it needs, or without a folder, the script fails with the reason and never calls `gh`."""
     repository.report(newest=compared("2.16.0", "new"))
     (repository.reports / "changed").write_text("newest\nnightly\n")
     done = repository.run()
@@ -288,8 +287,8 @@ def test_reports_that_are_missing(repository: Repository) -> None:
     assert repository.github["calls"] == []
 
 
-def test_github_fails(repository: Repository) -> None:
-    """Where GitHub does not answer, the script fails instead of opening a second issue."""
+def test_a_failure_of_github_is_an_error(repository: Repository) -> None:
+    """If GitHub does not answer, the script fails, and does not open a second issue."""
     repository.report(newest=compared("2.16.0", "new"))
     (repository.folder / "bin" / "gh").write_text("#!/bin/sh\necho 'no network' >&2\nexit 4\n")
     done = repository.run()
@@ -297,8 +296,8 @@ def test_github_fails(repository: Repository) -> None:
     assert done.stderr == "no network\n"
 
 
-def test_workflow() -> None:
-    """The workflow is scheduled, gives the right to write issues to one job alone, and names no index."""
+def test_only_one_job_of_the_workflow_may_write() -> None:
+    """The workflow is scheduled, lets only one job write issues, and names no index."""
     text = WORKFLOW.read_text()
     top, report, issue = re.split(r"^  (?:report|issue):$", text, flags=re.MULTILINE)
     assert "schedule:" in top

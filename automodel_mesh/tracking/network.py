@@ -1,0 +1,164 @@
+"""Reads a package index and the wheels on it over HTTP; the one module that imports the libraries of the extra `track`.
+
+Errors of the network, of these libraries and of damaged wheels become a `SourcesError` without passwords.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+from zipfile import ZipFile
+
+import requests
+from pypi_simple import (
+    DistributionPackage,
+    NoSuchProjectError,
+    ProjectPage,
+    PyPISimple,
+    UnsupportedRepoVersionError,
+)
+from remotezip import OutOfBound, RemoteIOError, RemoteZip, RemoteZipError
+from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
+from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
+
+from automodel_mesh.tracking.sources import ARCHIVE_ERRORS, SourcesError, Watch, read_members, without_secrets
+
+_TAIL: Final = 2 << 20
+"""Bytes: a wheel's list of members is at its end; torch's lists take 1.2 to 1.4 MB from 2.6 on."""
+_CONNECT_TRIES: Final = 3
+_REFUSES_RANGES: Final = frozenset({400, 416, 501})
+"""Statuses of servers that do not support ranges, or none that counts from the end."""
+_ADVICE: Final = "check the network, or give another index with --index-url, or a wheel or a folder with torch"
+
+
+class Connection:
+    """A connection to a package index.
+
+    Args:
+        url: The root of the index, which may be a `file:` URL; `None` for the public one.
+        name: The index's name in messages.
+        timeout: Seconds to wait for a connection, and for each piece of an answer.
+        watch: Called with each step.
+    """
+
+    def __init__(self, url: str | None, name: str, timeout: float, watch: Watch) -> None:
+        self._url = url
+        self._name = name
+        self._timeout = timeout
+        self._watch = watch
+        self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=Retry(_CONNECT_TRIES - 1, read=False)))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def packages(self) -> list[DistributionPackage]:
+        """Ask the index for the files of all releases of torch."""
+        step = f"asking {self._name} for the releases of torch"
+        self._watch(step)
+        with self._explained(step), warnings.catch_warnings():
+            # About minor versions of the index protocol, which are compatible, and about unusual HTML.
+            warnings.simplefilter("ignore", UserWarning)
+            folder = _local_path(self._url or "")
+            if folder is not None:
+                file = folder / "torch" / "index.html"
+                return ProjectPage.from_html("torch", file.read_bytes(), base_url=file.as_uri()).packages
+            endpoint = {} if self._url is None else {"endpoint": self._url}
+            client = PyPISimple(session=self._session, **endpoint)
+            return client.get_project_page("torch", timeout=self._timeout).packages
+
+    def read(self, wheel: DistributionPackage, paths: Collection[str]) -> dict[str, str | None]:
+        """Read members of a wheel: by ranges if the server supports them, else from the whole wheel."""
+        url = self._with_credentials(wheel.url)
+        file = _local_path(url)
+        with self._explained(f"reading {wheel.filename} of {self._name}"):
+            if file is not None:
+                return self._members(ZipFile(file), wheel, paths)
+            self._watch(f"reading {wheel.filename}")
+            plain = {"Accept-Encoding": "identity"}  # ranges of the wheel, not of a compressed copy
+            try:
+                archive = RemoteZip(url, _TAIL, self._session, timeout=self._timeout, headers=plain)
+                return self._members(archive, wheel, paths)
+            except RemoteZipError as error:
+                if not _is_refusal_of_ranges(error):
+                    raise
+            return self._from_download(url, wheel, paths)
+
+    def _members(self, archive: ZipFile, wheel: DistributionPackage, paths: Collection[str]) -> dict[str, str | None]:
+        with archive:
+            return read_members(archive, paths, wheel.filename, self._watch)
+
+    def _from_download(self, url: str, wheel: DistributionPackage, paths: Collection[str]) -> dict[str, str | None]:
+        step = f"downloading {wheel.filename}"
+        digest = hashlib.sha256()
+        with TemporaryFile() as file, self._session.get(url, stream=True, timeout=self._timeout) as answer:
+            answer.raise_for_status()
+            total = int(answer.headers.get("Content-Length", 0))
+            for chunk in answer.iter_content(1 << 20):
+                file.write(chunk)
+                digest.update(chunk)
+                self._watch(step, file.tell(), total, "bytes")
+            if wheel.digests.get("sha256") not in {None, digest.hexdigest()}:
+                raise SourcesError(f"{step} from {self._name} failed: its sha256 differs from the one on the index")
+            return self._members(ZipFile(file), wheel, paths)
+
+    def _with_credentials(self, url: str) -> str:
+        """Add the user and password of the index to a wheel's URL, if it is on the same server."""
+        index, link = urlsplit(self._url or ""), urlsplit(url)
+        user, at, server = index.netloc.rpartition("@")
+        same = at and (link.scheme, link.netloc) == (index.scheme, server)
+        return link._replace(netloc=f"{user}@{server}").geturl() if same else url
+
+    @contextmanager
+    def _explained(self, doing: str) -> Generator[None, None, None]:
+        libraries = (NoSuchProjectError, UnsupportedRepoVersionError, RemoteZipError, HTTPError)
+        try:
+            yield
+        except (*ARCHIVE_ERRORS, *libraries, ValueError) as error:
+            raise SourcesError(f"{doing} failed: {_reason(_cause(error), self._timeout)}; {_ADVICE}") from error
+
+
+def _local_path(url: str) -> Path | None:
+    parts = urlsplit(url)
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
+
+
+def _is_refusal_of_ranges(error: RemoteZipError) -> bool:
+    """Tell whether remotezip failed because the server has no ranges, or has them in another form."""
+    response = getattr(error.__context__, "response", None)
+    other = isinstance(error, (OutOfBound, RemoteIOError))
+    return not other or getattr(response, "status_code", None) in _REFUSES_RANGES
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error that remotezip, or urllib3 after its last try, has wrapped; else the error itself."""
+    if isinstance(error, RemoteIOError) and error.__context__ is not None:
+        error = error.__context__
+    inner = getattr(next(iter(error.args), None), "reason", None)
+    return inner if isinstance(inner, Exception) else error
+
+
+def _reason(error: BaseException, timeout: float) -> str:
+    # The messages of these repeat what they take for the host, which may be a user and the start of a password.
+    if isinstance(error, (InvalidURL, InvalidSchema, MissingSchema, LocationParseError)):
+        return f"it is not the URL of an index ({type(error).__name__})"
+    if isinstance(error, NoSuchProjectError):
+        return "there is no project torch"
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    refused = isinstance(error, NewConnectionError)  # which urllib3 counts among the timeouts
+    if isinstance(error, (requests.Timeout, Urllib3TimeoutError)) and not refused:
+        return f"the server did not answer within {timeout:g} s"
+    return f"{type(error).__name__}: {without_secrets(str(error))}"
