@@ -302,7 +302,7 @@ def wheel(session: nox.Session) -> None:
         shutil.rmtree(built, ignore_errors=True)
         session.run("uv", "build", "--quiet", "--out-dir", str(built))
         (wheel_file,) = built.glob("*.whl")
-        requirement = f"automodel-mesh[cli,testing] @ {wheel_file.as_uri()}"
+        requirement = f"automodel-mesh[cli,testing,track] @ {wheel_file.as_uri()}"
         session.install(requirement, f"torch=={ROWS[NEWEST].torch}")
         names = module_names()
         session.chdir(built)

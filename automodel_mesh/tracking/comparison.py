@@ -200,7 +200,7 @@ def breaks_callers(before: str, after: str) -> bool:
     """Tell whether a change of signature can make a call fail that was correct before.
 
     It can if a parameter was removed or renamed, if a parameter without a default was added, if a method became a
-    property, and if what was read is now called. For an assigned name nobody can tell what it became.
+    property, and if what was read is now called. A function that became an assigned name may still be called.
     """
     if not before.startswith("("):
         return after.startswith("(")

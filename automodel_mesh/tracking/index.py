@@ -120,8 +120,8 @@ def _connect(url: str | None, index: str, timeout: float, watch: Watch) -> Conne
 
 def _index_url(given: str | None) -> str | None:
     """Return the URL of the index, `None` for the public one."""
-    variables = next(filter(None, map(os.environ.get, _VARIABLES)), None)
-    url = given or (variables and re.sub(r"^[\w.-]+=(?=\w+:)", "", variables))  # uv allows a name before the URL
+    variable = next(filter(None, map(os.environ.get, _VARIABLES)), "")
+    url = given or re.sub(r"^[\w.-]+=(?=\w+:)", "", variable) or None  # uv allows a name before the URL
     return Path(url).resolve().as_uri() if url and Path(url).is_dir() else url
 
 

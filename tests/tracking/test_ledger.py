@@ -235,6 +235,16 @@ def test_a_recorded_release_is_written_and_read_back(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.release_independent
+def test_a_ledger_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the file cannot be written, the error names it and has the reason of the system."""
+    (tmp_path / "compat" / "ledger.json").mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setattr(ledgers, "folder", lambda: tmp_path / "compat")
+    with pytest.raises(LedgerError, match=r"ledger\.json cannot be written: Is a directory"):
+        made("2.8.0").save()
+
+
+@pytest.mark.release_independent
 @pytest.mark.parametrize("version", ["2.16.0rc1", "2.16.0.dev20261119", "2.16.0a0+git1234"])
 def test_only_releases_are_recorded(version: str) -> None:
     """A candidate, a nightly and a build of a checkout are refused, because they can still change."""
