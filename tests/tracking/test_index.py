@@ -63,7 +63,7 @@ def test_a_release_is_found_by_its_name(what: str, version: str, index: PackageI
 )
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_wheel_that_most_users_get_is_read(tags: list[str], backwards: bool, index: PackageIndex) -> None:
-    """The wheel for Linux on x86_64 and the newest Python, in its last build, is read; any other if there is none."""
+    """The wheel for Linux on x86_64 and the newest Python, in its last build, is read; any other only without one."""
     wheels = [index.add("2.14.1", one).name for one in tags]
     others = ("torch-2.14.1.tar.gz", "torch-2.14.1.zip", "notes.txt", "torchvision-2.14.1-cp399-cp399-linux_x86_64.whl")
     index.links += [Link(other) for other in (*others, "torch-2.14.1-not-a-wheel.whl")]
@@ -171,7 +171,7 @@ def test_the_cache_is_enough_without_a_server(index: PackageIndex, tmp_path: Pat
         read_release("2.15.0", [MESH, "torch/__init__.py"], index_url=index.url, cache=cache)
 
 
-def test_the_cache_grows(index: PackageIndex, tmp_path: Path) -> None:
+def test_only_uncached_files_are_read(index: PackageIndex, tmp_path: Path) -> None:
     """Only uncached files are read, and cached ones stay until the index is asked and has a newer build."""
     cache = tmp_path / "cache"
     first = read_release("2.15.0", [MESH], index_url=index.url, cache=cache)
