@@ -235,9 +235,9 @@ def bench_row(session: nox.Session, row: Row) -> None:
     """Run the benchmarks, tests/**/bench_*.py, on torch {torch}, Python {python}."""
     install(session, "bench,tests", row.torch)
     results = f"--benchmark-json={bench_results(session, row)}"
-    # They fork by themselves; an isolated test's timings would be lost with its process.
-    plain = ["-o", "isolate_tests=false", "-o", "python_files=bench_*.py"]
-    session.run("pytest", *plain, results, *session.posargs)
+    # Without --forked: the timings would be lost with each benchmark's process. Those that need one fork it themselves.
+    options = ["-o", "addopts=--import-mode=importlib", "-o", "python_files=bench_*.py"]
+    session.run("pytest", *options, results, *session.posargs)
 
 
 def examples_row(session: nox.Session, row: Row) -> None:

@@ -1,8 +1,9 @@
-"""The public test harness: forked ranks, the pytest plugin for them, leak checks, fake worlds, isolation."""
+"""The public test harness: forked ranks, the pytest plugin for them, leak checks, fake worlds."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import signal
@@ -648,52 +649,10 @@ def test_too_few_gpus_for_nccl_are_said(monkeypatch: pytest.MonkeyPatch) -> None
     assert unavailable_reason(DeviceBackend("cuda", "nccl"), 1) == f"torch {torch.__version__} is built without nccl"
 
 
-ISOLATED = """
-import numpy
-counter = []
-
-@pytest.fixture(scope="module", autouse=True)
-def per_test():
-    counter.append(1)
-    yield
-    assert len(counter) == 1
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_leaves_a_world(n, fake_world):
-    assert not dist.is_initialized() and "RANK" not in os.environ
-    print("said", n)
-    fake_world(4).__enter__()
-
-@pytest.mark.ranks(2)
-def test_ranks():
-    dist.barrier()
-
-def test_fails(): assert counter == [2]
-def test_skips(): pytest.skip("why not")
-"""
-
-
-def test_isolated_tests_do_not_meet(suite: Callable[..., pytest.RunResult]) -> None:
-    """With `isolate_tests` every test, its module's fixtures included, runs in a process of its own."""
-    result = suite(ISOLATED, "-o", "isolate_tests=true")
-    result.assert_outcomes(passed=3, failed=1, skipped=1)
-    text = result.stdout.str()
-    assert "said 2" in text
-    assert "assert [1] == [2]" in text
-    assert "why not" in text
-
-
-def test_a_crash_of_an_isolated_test_is_its_failure(suite: Callable[..., pytest.RunResult]) -> None:
-    """A test that takes its process down fails with how and where, and the next one runs."""
-    result = suite(
-        "def test_crash():\n    print('so far')\n    os.kill(os.getpid(), 11)\ndef test_next(): pass\n",
-        "-o",
-        "isolate_tests=true",
-    )
-    result.assert_outcomes(passed=1, failed=1)
-    text = result.stdout.str()
-    assert "rank 0 died by SIGSEGV" in text
-    assert "in test_crash" in text
+@pytest.mark.release_independent
+def test_this_suite_runs_each_test_in_a_process_of_its_own() -> None:
+    """Plain `pytest` forks each test of this suite, so that no process group reaches the next one."""
+    assert multiprocessing.parent_process() is not None  # pytest-forked starts it; that of pytest-xdist has none
 
 
 PROGRAM = """

@@ -9,10 +9,6 @@ Load it with ``pytest_plugins = ["automodel_mesh.testing"]`` in the top ``confte
 - ``@pytest.mark.cuda``: the test needs a GPU; for ``-m cuda`` and ``-m "not cuda"``.
 - fixtures ``device_backend``, ``no_leaks``, ``mesh_registry_reset`` and ``fake_world``: ``pytest --fixtures``
   shows what each does.
-- the ini option ``isolate_tests = true``: every test, its fixtures included, runs in a forked process of its
-  own, so that no process group reaches the next test. It does what ``--forked`` of pytest-forked does, and
-  can be used where that cannot: pytest-forked 1.7.5 fails every test on pytest 9.2 (it cannot write the
-  reports), and where warnings are errors it needs a filter (it drops open streams). Use one of the two.
 
 On ranks, ``capsys`` and ``recwarn`` see nothing: a rank's output is kept apart, for the test's report.
 
@@ -30,13 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-# No public name runs a test without logging it at once; pytest-forked and others use this one.
-from _pytest.runner import runtestprotocol
-
 from automodel_mesh import compat
 from automodel_mesh.testing.process import Job
 from automodel_mesh.testing.ranks import run_job
-from automodel_mesh.testing.report import RanksFailed
 from automodel_mesh.testing.worlds import DeviceBackend, fake_world, leak_check, unavailable_reason
 
 if TYPE_CHECKING:
@@ -93,11 +85,6 @@ def device_backend(request: pytest.FixtureRequest) -> DeviceBackend:
 
 
 # --- the marker
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the ini option."""
-    parser.addini("isolate_tests", "run each test in a forked process of its own", type="bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -177,47 +164,3 @@ def _on_each_rank(item: pytest.Function, job: Job, body: Callable[..., object]) 
                 item.add_report_section("call", f"rank {rank}", result.output)
 
     return on_ranks
-
-
-# --- isolation
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Run one test in its own process, where the ini option asks for it; a debugger needs this process."""
-    config = item.config
-    if not config.getini("isolate_tests") or config.getoption("usepdb") or config.getoption("trace"):
-        return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in _reports_of(item):
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
-
-
-def _reports_of(item: pytest.Item) -> list[pytest.TestReport]:
-    hook = item.config.hook
-
-    def run() -> list[Any]:
-        reports = runtestprotocol(item, log=False)
-        return [hook.pytest_report_to_serializable(config=item.config, report=report) for report in reports]
-
-    try:
-        (result,) = run_job(Job(run, 1, backend=None, timeout=None, capture=False, torchrun_environment=False))
-    except (RanksFailed, RuntimeError) as error:
-        return [_crash_report(item, error)]
-    return [hook.pytest_report_from_serializable(config=item.config, data=data) for data in result.value]
-
-
-def _crash_report(item: pytest.Item, error: Exception) -> pytest.TestReport:
-    """Say how the test's process ended, with what it had written so far."""
-
-    def fail() -> None:
-        pytest.fail(f"the process of this test did not finish: {error}", pytrace=False)
-
-    report = pytest.TestReport.from_item_and_call(item, pytest.CallInfo[None].from_call(fail, "call"))
-    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
-    for name, text in zip(("stdout", "stderr"), capture.read_global_capture(), strict=True):
-        if text:
-            report.sections.append((f"Captured {name}", text))
-    return report

@@ -34,25 +34,21 @@ _kept_open: list[io.TextIOWrapper] = []
 
 @dataclass(frozen=True)
 class Job:
-    """What the ranks of one run do, and under which limits; the fields are the arguments of `run_ranks`.
-
-    Besides, ``timeout=None`` means no limit, and ``torchrun_environment=False`` leaves `os.environ` alone.
-    """
+    """What the ranks of one run do, and under which limits; the fields are the arguments of `run_ranks`."""
 
     function: Callable[..., Any]
     world_size: int
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     backend: str | None = "gloo"
-    timeout: float | None = 60.0
+    timeout: float = 60.0
     device_type: str = "cpu"
     capture: bool = True
-    torchrun_environment: bool = True
 
     def __post_init__(self) -> None:
         if type(self.world_size) is not int or self.world_size < 1:  # True is no number of ranks
             raise ValueError(f"world_size is {self.world_size!r}; give the number of ranks, at least 1")
-        if self.timeout is not None and not self.timeout > 0:
+        if not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout!r}; give the time limit in seconds, more than 0")
         if self.device_type not in ("cpu", "cuda"):
             raise ValueError(f"device_type is {self.device_type!r}; ranks run on 'cpu' or 'cuda'")
@@ -142,10 +138,9 @@ def _prepare_process(job: Job, place: Place) -> None:
 
 
 def _prepare_torch(job: Job, place: Place) -> None:
-    if job.torchrun_environment:
-        rank, size = str(place.rank), str(job.world_size)
-        os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(place.port))
+    rank, size = str(place.rank), str(job.world_size)
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(place.port))
     # Ranks share this machine's cores. Moreover torch's intra-op pool, once the parent has used it, does not
     # survive a fork; with one thread it is never entered.
     torch.set_num_threads(1)

@@ -177,7 +177,7 @@ class _Process:
             os.kill(self.pid, signal.SIGKILL)
             _, self.status = os.waitpid(self.pid, 0)
 
-    def failure(self, began: float, timeout: float | None, stacks: str, output: str) -> RankFailure | None:
+    def failure(self, began: float, timeout: float, stacks: str, output: str) -> RankFailure | None:
         """Say what the rank did instead of returning; None if it returned."""
         where = " (it had returned, and was shutting down)" if self.returned else ""
         if self.cut is not None:
@@ -230,8 +230,7 @@ class _Batch:
 
     def watch(self) -> None:
         """Wait until every rank has finished, failed, or run out of time."""
-        timeout = self.job.timeout
-        limit = float("inf") if timeout is None else self.began + timeout
+        limit = self.began + self.job.timeout
         why: Kind = "hung"
         while waiting := [process for process in self.processes if not process.done]:
             now = time.monotonic()
@@ -292,7 +291,7 @@ class _Batch:
         """Open the gate, and wait for the ranks that are leaving; one that cannot leave is killed."""
         os.close(self.release)
         self.release = -1
-        limit = time.monotonic() + (self.job.timeout or 60.0)
+        limit = time.monotonic() + self.job.timeout
         pause = 0.0005
         while leaving := [process for process in self.processes if not process.poll()]:
             if time.monotonic() >= limit:
