@@ -1,7 +1,7 @@
 """Forked ranks, leak checks and fake worlds for suites of code that uses process groups, with and without pytest.
 
-A `conftest.py` loads the pytest plugin with ``pytest_plugins = ["automodel_mesh.testing"]``; `plugin.py` says what it
-brings. Nothing else in here needs pytest.
+A `conftest.py` loads the pytest plugin with ``pytest_plugins = ["automodel_mesh.testing"]``; `plugin.py` describes its
+markers and fixtures, and is the only module here that needs pytest.
 """
 
 from __future__ import annotations
@@ -21,4 +21,4 @@ __all__ = [
     "unavailable_reason",
 ]
 
-pytest_plugins = ["automodel_mesh.testing.plugin"]  # pytest loads what a plugin names here along with it
+pytest_plugins = ["automodel_mesh.testing.plugin"]  # read by pytest, when a conftest.py names this package

@@ -1,6 +1,6 @@
 """Pytest plugin for suites of code that uses process groups: forked ranks, leak checks, fake worlds.
 
-Load it with ``pytest_plugins = ["automodel_mesh.testing"]`` in the top ``conftest.py``. It brings:
+Load it with ``pytest_plugins = ["automodel_mesh.testing"]`` in the top ``conftest.py``. It adds:
 
 - ``@pytest.mark.ranks(8)``: the test's body runs on 8 forked ranks inside one process group. Fixtures are
   computed once, in the parent, and inherited. In full: ``ranks(8, backend="gloo", timeout=60,
@@ -10,9 +10,7 @@ Load it with ``pytest_plugins = ["automodel_mesh.testing"]`` in the top ``confte
 - fixtures ``device_backend``, ``no_leaks``, ``mesh_registry_reset`` and ``fake_world``: ``pytest --fixtures``
   shows what each does.
 
-On ranks, ``capsys`` and ``recwarn`` see nothing: a rank's output is kept apart, for the test's report.
-
-PYTEST_DONT_REWRITE: no assertion in here is one of a test.
+On ranks, ``capsys`` and ``recwarn`` see nothing: a rank's output goes to a section of the test's report.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import functools
 import inspect
 import os
 import unittest
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,9 +38,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail the test if it leaves a process group or mesh behind; on a ``ranks`` test each rank checks itself.
+    """Fail the test if it leaves a process group or mesh behind; a ``ranks`` test is checked on each rank.
 
-    See `leak_check`. Together with ``mesh_registry_reset``, torch's registry is forgotten before the check.
+    See `leak_check`. With ``mesh_registry_reset``, torch's mesh registry is emptied before the check.
     """
     if request.node.get_closest_marker("ranks") is not None:
         yield  # checked inside each rank, by `_on_each_rank`
@@ -52,7 +51,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def mesh_registry_reset() -> Iterator[None]:
-    """Forget torch's mesh registry before and after the test; torch 2.10 and newer has none."""
+    """Empty torch's mesh registry before and after the test; torch 2.10 and newer has none."""
     compat.reset_mesh_registry()
     yield
     compat.reset_mesh_registry()
@@ -72,7 +71,7 @@ def _fake_world() -> Callable[..., contextlib.AbstractContextManager[None]]:
     ]
 )
 def device_backend(request: pytest.FixtureRequest) -> DeviceBackend:
-    """Run the test for each (device type, backend) that can be had here; skip the others with the reason.
+    """Run the test for each device type and backend; skip those that this machine lacks, with the reason.
 
     A ``ranks`` test gets its process group on that backend, and each rank chooses its GPU after the fork.
     """
@@ -88,7 +87,7 @@ def device_backend(request: pytest.FixtureRequest) -> DeviceBackend:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers, and keep `torch.cuda.is_available` from starting CUDA where ranks are forked."""
+    """Declare the markers, and keep `torch.cuda.is_available` from starting CUDA before ranks are forked."""
     config.addinivalue_line(
         "markers",
         "ranks(world_size, *, backend='gloo', timeout=60.0, device_type='cpu'): run the test's body on that "
@@ -99,7 +98,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse a ``ranks`` marker that is wrong, or where it would have no effect."""
+    """Fail a test whose ``ranks`` marker is wrong or would have no effect."""
     marker = item.get_closest_marker("ranks")
     if marker is None:
         return
@@ -112,7 +111,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _job_of(item: pytest.Item, marker: pytest.Mark) -> Job:
-    """Read the marker's arguments; the function to run is filled in later."""
+    """Read the marker's arguments into a `Job` whose function is a placeholder."""
 
     def ranks(world_size: int, *, backend: str | None = "gloo", timeout: float = 60.0, device_type: str = "cpu") -> Job:
         return Job(pytest.fail, world_size, backend=backend, timeout=timeout, device_type=device_type)
@@ -125,13 +124,13 @@ def _job_of(item: pytest.Item, marker: pytest.Mark) -> Job:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Have pytest call a function that starts the ranks, in place of the test's own."""
+    """Replace the function of a ``ranks`` test by one that runs it on ranks, while pytest calls it."""
     __tracebackhide__ = True
     marker = pyfuncitem.get_closest_marker("ranks")
     if marker is None:
         return (yield)
-    # Under @given it is the function that hypothesis calls for each example which runs on ranks: were the
-    # examples drawn on the ranks, they would differ.
+    # Under @given, the function that hypothesis calls for each example is replaced: examples that each rank drew
+    # itself would differ.
     handle = getattr(pyfuncitem.obj, "hypothesis", None)
     owner, name = (pyfuncitem, "obj") if handle is None else (handle, "inner_test")
     body = getattr(owner, name)
@@ -143,11 +142,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def _on_each_rank(item: pytest.Function, job: Job, body: Callable[..., object]) -> Callable[..., None]:
+    """Return a function that runs `body` on the ranks of a job, and adds what they write to the test's report."""
     checked = "no_leaks" in item.fixturenames
     reset = "mesh_registry_reset" in item.fixturenames
-    pair = item.funcargs.get("device_backend")
-    device_type, backend = pair if isinstance(pair, DeviceBackend) else (job.device_type, job.backend)
-    capture = item.config.getoption("capture") != "no"
+    job = replace(job, capture=item.config.getoption("capture") != "no")
+    if isinstance(pair := item.funcargs.get("device_backend"), DeviceBackend):
+        job = replace(job, device_type=pair.device_type, backend=pair.backend)
 
     def on_rank(*args: Any, **kwargs: Any) -> None:
         with leak_check(reset_registry=reset) if checked else contextlib.nullcontext():
@@ -156,10 +156,7 @@ def _on_each_rank(item: pytest.Function, job: Job, body: Callable[..., object]) 
     @functools.wraps(body)
     def on_ranks(*args: Any, **kwargs: Any) -> None:
         __tracebackhide__ = True
-        results = run_job(
-            Job(on_rank, job.world_size, args, kwargs, backend, job.timeout, device_type, capture=capture)
-        )
-        for rank, result in enumerate(results):
+        for rank, result in enumerate(run_job(replace(job, function=on_rank, args=args, kwargs=kwargs))):
             if result.output:
                 item.add_report_section("call", f"rank {rank}", result.output)
 

@@ -1,7 +1,8 @@
-"""Run a function on forked ranks, with a time limit and a report of what failed ranks did; no pytest."""
+"""`run_ranks` runs a function on forked ranks, with a time limit and a report of what failed ranks did."""
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -24,9 +25,9 @@ from automodel_mesh.testing.process import (
     STACK_SIGNAL,
     Job,
     Message,
-    Place,
-    be_rank,
+    RankContext,
     own_stacks,
+    run_rank,
     shared_outcome,
 )
 from automodel_mesh.testing.report import Kind, RankFailure, RanksFailed
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GRACE_SECONDS = 2.0
-"""How long the other ranks may go on after the first failure: time to notice a closed connection."""
+"""How long the other ranks may run after the first failure: time to notice a closed connection."""
 
-_GRACE_OVER = f"{GRACE_SECONDS:g} s of the first failure"
 _STACK_SECONDS = 1.0  # how long a stuck rank gets to write its stacks before it is killed
 _OUTPUT_LIMIT = 20_000  # characters of a rank's output shown in a report: the end of it
 _GLOO_NOISE = re.compile(r"^\[Gloo\] Rank \d+ is connected to .*\n?", re.MULTILINE)
@@ -63,11 +63,12 @@ def run_ranks(
 ) -> list[Any]:
     """Call ``function(*args, **kwargs)`` on forked ranks inside one process group; return what each returned.
 
-    Ranks are forked from this process, so they start in milliseconds with everything that it has imported and
-    made; arguments need no pickling. They meet over a file, on the loopback interface, and see ``RANK``,
-    ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` as torchrun sets
-    them. Torch uses one thread on each. Random number generators start alike on all ranks, as this process
-    has them. No rank leaves before all have finished, so that none sees a connection closed by a faster one.
+    Ranks are forked from this process: they start in milliseconds with everything that it has imported and made,
+    and arguments need no pickling. The process group uses a `FileStore` and the loopback interface. ``RANK``,
+    ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` are set as torchrun
+    sets them. Torch uses one thread on each rank. Random number generators start on all ranks in the state that
+    they have in this process. No rank exits before all have finished, so that none sees a connection closed by a
+    faster one.
 
     Args:
         function: what each rank calls. Bind a keyword argument of its own that has the name of one below with
@@ -75,11 +76,12 @@ def run_ranks(
         world_size: the number of ranks, at least 1.
         *args: positional arguments for ``function``.
         backend: of the default process group (``"gloo"``, ``"nccl"``, ...); ``None`` makes no process group.
-        timeout: seconds for the whole run; ranks still running then report their stacks and are killed.
+        timeout: seconds for the whole run; ranks still running then write their stacks, for the report, and are
+            killed.
         device_type: ``"cpu"`` or ``"cuda"``. With ``"cuda"`` rank ``r`` uses GPU ``r % number_of_gpus``,
             which it chooses after the fork.
-        capture: keep each rank's stdout and stderr for the report of a failure, and drop them otherwise;
-            ``False`` lets the ranks write where this process writes.
+        capture: show each rank's stdout and stderr in the report of a failure only; ``False`` lets the ranks
+            write where this process writes.
         **kwargs: keyword arguments for ``function``.
 
     Returns:
@@ -88,7 +90,7 @@ def run_ranks(
     Raises:
         RanksFailed: a rank raised, died, returned what cannot be pickled, or ran past the time limit. A skip
             (`pytest.skip`, `unittest.SkipTest`), `pytest.xfail`, `pytest.exit` or a rejected hypothesis
-            example that *every* rank raised is raised here as it is.
+            example that *every* rank raised is raised here instead.
         RuntimeError: ranks cannot be forked from this process: it has initialised CUDA, belongs to a process
             group itself, or runs where there is no ``fork`` (Windows).
         ValueError: ``world_size``, ``timeout`` or ``device_type`` is out of range.
@@ -99,22 +101,22 @@ def run_ranks(
 
 
 def run_job(job: Job) -> list[RankResult]:
-    """Do what `run_ranks` does, and return the ranks' output as well."""
+    """Run ranks as `run_ranks` does, and return what each returned and wrote."""
     __tracebackhide__ = True
     _refuse_unsafe_fork()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        batch = _Batch(job, Path(folder))
+        run = _Run(job, Path(folder))
         try:
-            batch.start()
-            batch.watch()
-            return batch.results()
+            run.start()
+            run.wait()
+            return run.results()
         finally:
-            batch.close()
+            run.close()
 
 
 def _refuse_unsafe_fork() -> None:
     if not hasattr(os, "fork"):
-        raise RuntimeError(f"ranks are forked, which {sys.platform} cannot do; run this on Linux or macOS")
+        raise RuntimeError(f"ranks are forked, and {sys.platform} has no fork; run this on Linux or macOS")
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
         raise RuntimeError(
             "CUDA is initialised in this process, and a CUDA context does not survive a fork: every CUDA "
@@ -131,7 +133,7 @@ def _refuse_unsafe_fork() -> None:
 
 @dataclass
 class _Process:
-    """One rank as its parent sees it."""
+    """The parent's record of one rank."""
 
     rank: int
     reader: int
@@ -140,7 +142,7 @@ class _Process:
     ended: float = 0.0
     data: bytearray = field(default_factory=bytearray)
     message: Message | None = None
-    cut: Kind | None = None  # why the parent killed it
+    killed_as: Kind | None = None  # why the parent killed it: "hung" or "stopped"
 
     @property
     def done(self) -> bool:
@@ -151,7 +153,7 @@ class _Process:
         return self.message is not None and self.message.value is not None
 
     def read(self) -> bool:
-        """Take what the pipe holds; False once its other end is closed."""
+        """Read what is in the pipe; return False once its other end is closed."""
         while True:
             try:
                 chunk = os.read(self.reader, 1 << 20)
@@ -165,7 +167,7 @@ class _Process:
                 return False
 
     def poll(self) -> bool:
-        """Reap the process if it has ended; True when it is gone."""
+        """Return whether the process has ended; keep its exit status."""
         if self.status is None and self.pid:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -177,68 +179,64 @@ class _Process:
             os.kill(self.pid, signal.SIGKILL)
             _, self.status = os.waitpid(self.pid, 0)
 
-    def failure(self, began: float, timeout: float, stacks: str, output: str) -> RankFailure | None:
-        """Say what the rank did instead of returning; None if it returned."""
-        where = " (it had returned, and was shutting down)" if self.returned else ""
-        if self.cut is not None:
-            limit = f"the time limit of {timeout} s" if self.cut == "hung" else _GRACE_OVER
-            summary = f"did not end within {limit}{where}"
-            return RankFailure(self.rank, self.cut, summary, stacks or "(no stacks)", output, float("inf"))
-        if self.message is not None and self.message.value is None:
-            alone = "" if self.message.outcome is None else " (passed on only when every rank raises it)"
-            summary, details = self.message.summary + alone, self.message.details
-            return RankFailure(self.rank, "raised", summary, details, output, self.message.seconds)
-        if self.returned and self.status == 0:
-            return None
-        summary = _describe(self.status or 0) + where
-        return RankFailure(self.rank, "died", summary, stacks, output, self.ended - began)
 
-
-class _Batch:
-    """The ranks of one run, from the first fork to the last wait."""
+class _Run:
+    """The ranks of one run, from the first fork until the last process has ended."""
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.job = job
         self.folder = folder
         self.processes: list[_Process] = []
         self.selector = selectors.DefaultSelector()
-        # The ranks that have finished read from this pipe, and leave when its other end is closed.
-        self.gate, self.release = os.pipe()
+        # The ranks that have finished read from this pipe, and exit when its other end is closed.
+        self.exit_gate, self.exit_gate_writer = os.pipe()
         self.connected = os.pipe()
-        self.began = time.monotonic()
+        self.start_time = time.monotonic()
 
     def start(self) -> None:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # what is still buffered here would come out once more on each rank
+            stream.flush()  # each rank would write what is still buffered once more
         port = _free_port()
         for rank in range(self.job.world_size):
-            reader, writer = os.pipe()
-            os.set_blocking(reader, False)
-            process = _Process(rank, reader)
-            self.processes.append(process)
-            try:
-                process.pid = _fork()
-                if process.pid == 0:
-                    foreign = (self.release, *(other.reader for other in self.processes))
-                    pipes = (writer, self.connected, self.gate, foreign)
-                    be_rank(self.job, Place(rank, self.folder, self.began, *pipes, port))
-            finally:
-                os.close(writer)
-            self.selector.register(reader, selectors.EVENT_READ, process)
+            self._start_rank(rank, port)
         os.close(self.connected[1])
         self.connected = (self.connected[0], -1)
 
-    def watch(self) -> None:
-        """Wait until every rank has finished, failed, or run out of time."""
-        limit = self.began + self.job.timeout
+    def _start_rank(self, rank: int, port: int) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        process = _Process(rank, reader)
+        self.processes.append(process)
+        ours = (self.exit_gate_writer, *(process.reader for process in self.processes))
+        context = RankContext(
+            rank,
+            self.folder,
+            self.start_time,
+            writer,
+            self.connected,
+            self.exit_gate,
+            parent_descriptors=ours,
+            port=port,
+        )
+        try:
+            process.pid = _fork()
+            if process.pid == 0:
+                run_rank(self.job, context)
+        finally:
+            os.close(writer)
+        self.selector.register(reader, selectors.EVENT_READ, process)
+
+    def wait(self) -> None:
+        """Wait until every rank has finished or failed; kill those that exceed the time limit."""
+        limit = self.start_time + self.job.timeout
         why: Kind = "hung"
         while waiting := [process for process in self.processes if not process.done]:
             now = time.monotonic()
             if now >= limit:
-                self._cut(waiting, why)
+                self._kill(waiting, why)
                 return
-            self._listen(min(limit - now, 0.1))
-            # Not left to the pipe alone: a process that the rank has started may hold its end open.
+            self._read_messages(min(limit - now, 0.1))
+            # The end of the pipe is not enough: a process that the rank has started may hold it open.
             for process in waiting:
                 if process.poll():
                     process.read()
@@ -247,8 +245,8 @@ class _Batch:
                 if grace_over < limit:
                     limit, why = grace_over, "stopped"
 
-    def _listen(self, seconds: float) -> None:
-        if not self.selector.get_map():  # all pipes are closed, and a rank is still on its way out
+    def _read_messages(self, seconds: float) -> None:
+        if not self.selector.get_map():  # all pipes are closed, and a rank is still exiting
             time.sleep(min(seconds, 0.002))
             return
         for key, _ in self.selector.select(seconds):
@@ -256,11 +254,11 @@ class _Batch:
             if not process.read():
                 self.selector.unregister(process.reader)
 
-    def _cut(self, processes: list[_Process], why: Kind) -> None:
-        """Have stuck ranks write their stacks, then kill them."""
+    def _kill(self, processes: list[_Process], why: Kind) -> None:
+        """Make ranks that have not ended write their stacks, then kill them."""
         stuck = [process for process in processes if not process.poll()]
         for process in stuck:
-            process.cut = why
+            process.killed_as = why
             os.kill(process.pid, getattr(signal, STACK_SIGNAL))
         limit = time.monotonic() + _STACK_SECONDS
         sizes: list[int] = []
@@ -273,29 +271,29 @@ class _Batch:
             process.kill()
 
     def results(self) -> list[RankResult]:
-        """Let the finished ranks go; return their values, or raise what went wrong."""
+        """Let the ranks that have finished exit; return their values, or raise what went wrong."""
         __tracebackhide__ = True
-        self._let_go()
+        self._let_ranks_exit()
         failures = [failure for process in self.processes if (failure := self._failure(process)) is not None]
         if not failures:
             return [self._result(process) for process in self.processes]
         outcome = shared_outcome(process.message for process in self.processes)
         if outcome is not None:
             raise outcome
-        # A rank that dies closes its connections, and its neighbours raise because of that: the dead first.
+        # A rank that dies closes its connections, and other ranks raise because of that: the dead come first.
         order: tuple[Kind, ...] = ("died", "raised", "hung", "stopped")
         failures.sort(key=lambda failure: (order.index(failure.kind), failure.seconds))
         raise RanksFailed(failures, self.job.world_size)
 
-    def _let_go(self) -> None:
-        """Open the gate, and wait for the ranks that are leaving; one that cannot leave is killed."""
-        os.close(self.release)
-        self.release = -1
+    def _let_ranks_exit(self) -> None:
+        """Let the ranks that have finished exit, and wait for them; kill those that exceed the time limit."""
+        os.close(self.exit_gate_writer)
+        self.exit_gate_writer = -1
         limit = time.monotonic() + self.job.timeout
         pause = 0.0005
-        while leaving := [process for process in self.processes if not process.poll()]:
+        while exiting := [process for process in self.processes if not process.poll()]:
             if time.monotonic() >= limit:
-                self._cut(leaving, "hung")
+                self._kill(exiting, "hung")
             time.sleep(pause)
             pause = min(2 * pause, 0.01)
 
@@ -306,8 +304,23 @@ class _Batch:
         return RankResult(value, self._output(process.rank))
 
     def _failure(self, process: _Process) -> RankFailure | None:
+        """Return what the rank did instead of returning; None if it returned."""
+        message, output = process.message, self._output(process.rank)
+        if process.killed_as is None and message is not None and message.value is None:
+            remark = "" if message.outcome is None else " (passed on only when every rank raises it)"
+            summary = message.summary + remark
+            return RankFailure(process.rank, "raised", summary, message.details, output, message.seconds)
         stacks = own_stacks(self._text(process.rank, "stacks"))
-        return process.failure(self.began, self.job.timeout, stacks, self._output(process.rank))
+        where = " (it had returned, and was shutting down)" if process.returned else ""
+        if process.killed_as is not None:
+            hung = process.killed_as == "hung"
+            limit = f"the time limit of {self.job.timeout} s" if hung else f"{GRACE_SECONDS:g} s of the first failure"
+            summary = f"did not end within {limit}{where}"
+            return RankFailure(process.rank, process.killed_as, summary, stacks or "(no stacks)", output, math.inf)
+        if process.returned and process.status == 0:
+            return None
+        summary = _describe_status(process.status or 0) + where
+        return RankFailure(process.rank, "died", summary, stacks, output, process.ended - self.start_time)
 
     def _text(self, rank: int, kind: str) -> str:
         path = self.folder / f"{rank}.{kind}"
@@ -319,12 +332,12 @@ class _Batch:
         return text if surplus <= 0 else f"({surplus} characters left out)\n{text[surplus:]}"
 
     def close(self) -> None:
-        """Leave no process and no descriptor behind, whatever happened before."""
+        """Kill every process that is left, and close every descriptor."""
         for process in self.processes:
             process.kill()
             os.close(process.reader)
         self.selector.close()
-        for descriptor in (self.gate, self.release, *self.connected):
+        for descriptor in (self.exit_gate, self.exit_gate_writer, *self.connected):
             if descriptor >= 0:
                 os.close(descriptor)
 
@@ -332,9 +345,8 @@ class _Batch:
 def _fork() -> int:
     """Fork, without the warning of Python 3.12 and newer that this process has several threads.
 
-    Torch's intra-op pool, which starts with the first large operation, is enough for it; see `_rank_process`
-    for why that does no harm. (OpenBLAS, under NumPy, takes its pool down around a fork by itself.) Threads
-    of the test runner, such as those of pytest-xdist, are the other usual cause: ranks use nothing of theirs.
+    Ranks use no thread of their parent. The usual ones are those of pytest-xdist, and torch's intra-op pool, which
+    starts with the first large operation and which one thread per rank never enters (`_prepare_torch`).
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)
@@ -347,7 +359,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _describe(status: int) -> str:
+def _describe_status(status: int) -> str:
     if not os.WIFSIGNALED(status):
         return f"left with exit status {os.WEXITSTATUS(status)}"
     number = os.WTERMSIG(status)

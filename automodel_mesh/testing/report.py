@@ -1,12 +1,13 @@
-"""What is said about ranks that did not return: `RankFailure` for one of them, `RanksFailed` for a run."""
+"""Failures of ranks: `RankFailure` says what one rank did instead of returning, `RanksFailed` reports all of a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 Kind = Literal["died", "raised", "hung", "stopped"]
 
@@ -18,11 +19,11 @@ class RankFailure:
     Attributes:
         rank: the rank's number.
         kind: ``"raised"`` an exception; ``"died"`` by a signal or an exit; ``"hung"``: still running at the
-            time limit; ``"stopped"``: still running when the grace after another rank's failure was over.
+            time limit; ``"stopped"``: still running some seconds after another rank had failed.
         summary: one line, such as ``"raised ValueError: no such axis"`` or ``"died by SIGKILL"``.
-        details: the full traceback, or the Python stacks of a rank that was stuck or crashed; may be empty.
+        details: the full traceback, or the Python stacks of a rank that hung, was stopped or crashed; may be empty.
         output: what the rank wrote to stdout and stderr; empty with ``capture=False``.
-        seconds: when it happened, counted from the start of the first rank.
+        seconds: when the rank failed, counted from the start of the run; infinity for ``"hung"`` and ``"stopped"``.
     """
 
     rank: int
@@ -34,7 +35,7 @@ class RankFailure:
 
 
 class RanksFailed(AssertionError):  # noqa: N818 - it reads as the verdict of a test
-    """Ranks raised, died or did not end in time; the message holds each one's report, the cause first.
+    """Ranks raised, died or did not end in time; the message has a report of each, the cause first.
 
     Attributes:
         failures: one `RankFailure` for each rank that did not return, in the order of the report.
@@ -50,18 +51,35 @@ class RanksFailed(AssertionError):  # noqa: N818 - it reads as the verdict of a 
         super().__init__(_report(self.failures, world_size))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what the message was made from, not the message."""
+        """Pickle the failures and the world size, from which the message is made again."""
         return type(self), (self.failures, self.world_size)
+
+
+def group_identical(failures: Iterable[RankFailure]) -> list[tuple[str, list[RankFailure]]]:
+    """Group the failures that have the same summary and details.
+
+    Args:
+        failures: failures of different ranks.
+
+    Returns:
+        A heading, such as ``"ranks 0-3 raised KeyError: 'tp'"``, and the failures of each group.
+    """
+    groups: dict[tuple[str, str], list[RankFailure]] = {}
+    for failure in failures:
+        groups.setdefault((failure.summary, failure.details), []).append(failure)
+    return [
+        (f"{_name_ranks(failure.rank for failure in group)} {summary}", group) for (summary, _), group in groups.items()
+    ]
 
 
 def _report(failures: Sequence[RankFailure], world_size: int) -> str:
     lines = [f"{len(failures)} of {world_size} ranks did not return"]
-    lines += [f"  {_ranks(ranks)} {first.summary}" for first, ranks in _alike(failures, lambda one: one.summary)]
-    if returned := sorted(set(range(world_size)) - {failure.rank for failure in failures}):
-        lines.append(f"  {_ranks(returned)} returned")
-    for first, ranks in _alike(failures, lambda one: one.summary + one.details):
-        seconds = "" if first.seconds == float("inf") else f" after {first.seconds:.2f} s"
-        lines += ["", f"=== {_ranks(ranks)} {first.summary}{seconds}"]
+    lines += [f"  {heading}" for heading, _ in group_identical(replace(failure, details="") for failure in failures)]
+    if returned := set(range(world_size)) - {failure.rank for failure in failures}:
+        lines.append(f"  {_name_ranks(returned)} returned")
+    for heading, (first, *_) in group_identical(failures):
+        after = f" after {first.seconds:.2f} s" if math.isfinite(first.seconds) else ""
+        lines += ["", f"=== {heading}{after}"]
         if first.details:
             lines.append(first.details.rstrip())
     for failure in failures:
@@ -70,18 +88,8 @@ def _report(failures: Sequence[RankFailure], world_size: int) -> str:
     return "\n".join(lines)
 
 
-def _alike(
-    failures: Sequence[RankFailure], key: Callable[[RankFailure], str]
-) -> Iterator[tuple[RankFailure, list[int]]]:
-    """Put failures that read the same together: the first of them, and all their ranks."""
-    groups: dict[str, list[RankFailure]] = {}
-    for failure in failures:
-        groups.setdefault(failure.kind + key(failure), []).append(failure)
-    for members in groups.values():
-        yield members[0], sorted(member.rank for member in members)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
+def _name_ranks(numbers: Iterable[int]) -> str:
+    ranks = sorted(numbers)
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:

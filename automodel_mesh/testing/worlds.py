@@ -1,4 +1,4 @@
-"""What a test may need around process groups: fake worlds of any size, leak checks, and which devices there are."""
+"""Leak checks, fake worlds of any size, and which devices and backends this machine has."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LeakError(AssertionError):
 
 
 class DeviceBackend(NamedTuple):
-    """A device type and the backend that carries its tensors: what fixture `device_backend` gives.
+    """A device type and a backend for it: the value of fixture `device_backend`.
 
     Attributes:
         device_type: ``"cpu"`` or ``"cuda"``.
@@ -37,17 +37,17 @@ class DeviceBackend(NamedTuple):
 
 @contextlib.contextmanager
 def leak_check(*, reset_registry: bool = False) -> Generator[None, None, None]:
-    """Fail when the block leaves behind a process group or a `DeviceMesh` that was not there before.
+    """Fail if the block leaves behind a process group or a `DeviceMesh` that did not exist before.
 
-    Garbage is collected before the verdict, so a mesh counts only if something still refers to it; a block
-    that raises is not checked. Torch itself keeps some meshes: below 2.10 its registry holds derived ones,
-    and on every release DTensor's caches hold the meshes of the operations they have seen.
+    Garbage is collected before the check, so a mesh counts only if something still refers to it; a block that
+    raises is not checked. Torch itself refers to some meshes: below 2.10 its registry holds derived ones, and on
+    every release DTensor's caches hold the meshes of the operations that have run.
 
     Args:
-        reset_registry: forget torch's mesh registry before looking, where there is one (torch below 2.10).
+        reset_registry: empty torch's mesh registry before the check, where there is one (torch below 2.10).
 
     Raises:
-        LeakError: something was left; the message has each group's name and ranks, and each mesh.
+        LeakError: something was left behind; the message names each group, with its ranks, and each mesh.
     """
     groups_before = set(worlds.live_process_groups().items())
     meshes_before = [weakref.ref(mesh) for mesh in worlds.live_meshes()]
@@ -78,13 +78,13 @@ def _leak_message(groups: list[tuple[str, tuple[int, ...]]], meshes: list[str]) 
 
 @contextlib.contextmanager
 def fake_world(world_size: int, rank: int = 0) -> Generator[None, None, None]:
-    """Make this process one rank of a world that is not there, for tests of scale in a single process.
+    """Make this process one rank of a world without other processes, for tests of scale in a single process.
 
-    The process group is torch's fake one: collectives return at once and move no data. It is destroyed at
+    The process group has torch's fake backend: collectives return at once and move no data. It is destroyed at
     the end.
 
     Args:
-        world_size: the number of ranks to pretend, at least 1.
+        world_size: the number of ranks to simulate, at least 1.
         rank: which of them this process is, ``0 <= rank < world_size``.
 
     Raises:
@@ -107,17 +107,19 @@ def fake_world(world_size: int, rank: int = 0) -> Generator[None, None, None]:
 
 
 def unavailable_reason(pair: DeviceBackend, world_size: int) -> str | None:
-    """Say why this machine cannot run so many ranks on a device and backend; it does not start CUDA here.
+    """Return the reason why this machine cannot run that many ranks on a device and backend.
+
+    CUDA is not initialised in this process.
 
     Args:
         pair: one of the values of fixture `device_backend`.
         world_size: the number of ranks.
 
     Returns:
-        The reason, for people to read; None if the ranks can run.
+        The reason, one line of text; `None` if the ranks can run.
 
     Raises:
-        RuntimeError: ranks cannot be forked from this process (one looks for GPUs): see `run_ranks`.
+        RuntimeError: ranks cannot be forked from this process, and one has to count the GPUs: see `run_ranks`.
     """
     available = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}[pair.backend]
     if not available():
@@ -134,7 +136,7 @@ def unavailable_reason(pair: DeviceBackend, world_size: int) -> str | None:
 
 @functools.cache
 def _gpu_count() -> int:
-    """Ask for the number of GPUs in a process of its own: where NVML is missing, asking starts CUDA."""
+    """Count the GPUs on a forked rank: where NVML is missing, counting initialises CUDA."""
     return int(run_ranks(_count_gpus, 1, backend=None)[0])
 
 
