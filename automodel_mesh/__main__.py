@@ -1,4 +1,4 @@
-"""`python -m automodel_mesh`: the `automodel-mesh` command, also where its script is not on the path."""
+"""`python -m automodel_mesh` runs the `automodel-mesh` command, without its script on the PATH."""
 
 from __future__ import annotations
 

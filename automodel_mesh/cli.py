@@ -1,14 +1,14 @@
-"""The `automodel-mesh` command: reads the command line, and hands over to the subcommand it names.
+"""The `automodel-mesh` command: parses the command line and runs the subcommand that it names.
 
     automodel-mesh doctor   checks the contract on the installed torch: `doctor/command.py`
     automodel-mesh track    says what a torch changes of the private names we use: `tracking/command.py`
 
-The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. The module of
-each subcommand says what is in its document, and which exit statuses it has. All share these: 0 where all is well, 1
-where it is not, 2 where the arguments are wrong or there is nothing to report on (then stdout is empty, and stderr says
-why), 130 after Ctrl-C.
+The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. Each of the two
+modules describes, or says where to find, the keys of its document and its exit statuses. Both share these: 0 if all is
+well, 1 if it is not, 2 if the arguments are wrong or there is nothing to report on (then stdout is empty, and stderr
+says why), 130 after Ctrl-C.
 
-torch is imported by `doctor` only, and not before its arguments are read.
+torch is imported by `doctor` only, after its arguments have been parsed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = 
 
     Args:
         argv: the arguments after the command's name; by default those of this process.
-        checks: what `doctor` checks, for tests of the command itself; by default the whole contract.
+        checks: the checks of `doctor`, for tests of the command itself; by default the whole contract.
 
     Returns:
         The exit status; see the description of this module.
 
     Raises:
-        SystemExit: `--help`, `--version` or wrong arguments, as argparse does it.
+        SystemExit: for `--help`, `--version` or wrong arguments, by argparse.
     """
     options = _parser().parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""What the subcommands share of writing to terminals, which rich makes readable where it is installed."""
+"""What the subcommands share for output on terminals, with and without rich."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 ERASE_LINE: Final = "\r\x1b[2K"
-"""Puts the cursor at the beginning of its line, which is empty then."""
+"""Empties the line of the cursor, and moves the cursor to its beginning."""
 
 
 def rich_module(name: str) -> ModuleType | None:
-    """Import a module of rich; `None` where rich, an extra, is not installed.
+    """Import a module of rich, which is an extra.
 
     Args:
-        name: Its name without `rich.`, such as `"console"`.
+        name: its name without `rich.`, such as `"console"`.
+
+    Returns:
+        The module; `None` if rich is not installed.
     """
     try:
         return import_module(f"rich.{name}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from automodel_mesh.cli import main
-from automodel_mesh.doctor import checks as doctor_checks
+from automodel_mesh.doctor.checks import CHECKS
 from tests.terminals import on_a_terminal
 
 ROOT = Path(__file__).parents[1]
@@ -27,14 +27,14 @@ def fine(world):
 
 def broken(world):
     if world.rank == 1:
-        print("seen just before")
-        raise ValueError("[bold]rank one[/bold] is not amused")
+        print("written before")
+        raise ValueError("[bold]rank one[/bold] is wrong")
 
 checks = [Check("fine", "Nothing is promised.", fine), Check("broken", "Everything is promised.", broken)]
 sys.exit(main(sys.argv[1:], checks=checks))
 """
 
-# None in sys.modules is how Python says that a module cannot be imported.
+# Python refuses to import a module that is None in sys.modules.
 WITHOUT_EXTRAS = """
 import sys
 sys.modules.update(dict.fromkeys(["rich", "pytest", "_pytest", "numpy", "hypothesis"]))
@@ -73,8 +73,8 @@ def check_document(document: dict[str, Any]) -> None:
             assert list(failure) == ["rank", "kind", "error", "traceback", "output", "seconds"]
 
 
-def test_contract() -> None:
-    """On the installed torch the doctor finds the whole contract kept, says so, and exits with 0."""
+def test_all_checks_pass_on_the_installed_torch() -> None:
+    """On the installed torch all checks of the doctor pass, its last line says so, and it exits with 0."""
     done = command("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -85,7 +85,7 @@ def test_contract() -> None:
 
 
 @pytest.mark.release_independent
-def test_json_without_extras() -> None:
+def test_json_is_one_document_and_needs_no_extras() -> None:
     """Without rich, pytest and NumPy the doctor works; --json gives one document, and progress on stderr."""
     done = command("doctor", "--ranks", "4", "--json", program=WITHOUT_EXTRAS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -100,21 +100,21 @@ def test_json_without_extras() -> None:
 
 
 @pytest.mark.release_independent
-def test_failing_check() -> None:
+def test_a_failing_check_is_reported_with_its_rank_traceback_and_output() -> None:
     """A failing check exits with 1 and is reported with its rank, traceback and output."""
     done = command("doctor", "--ranks", "2", program=FAILING_RUN)
     assert done.returncode == 1
     assert re.search(r"^ok .* fine ", done.stdout, re.MULTILINE)
     assert re.search(r"^FAILED .* broken ", done.stdout, re.MULTILINE)
-    assert "broken: rank 1 raised ValueError: [bold]rank one[/bold] is not amused" in done.stdout
+    assert "broken: rank 1 raised ValueError: [bold]rank one[/bold] is wrong" in done.stdout
     assert "in broken" in done.stdout
     assert "output of rank 1:" in done.stdout
-    assert "seen just before" in done.stdout
+    assert "written before" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 of 2 checks did not pass on 2 ranks")
 
 
 @pytest.mark.release_independent
-def test_failing_check_as_json() -> None:
+def test_json_has_the_failures_of_a_check() -> None:
     """In JSON a failing check has its rank, the error, the traceback, and what the rank wrote."""
     done = command("doctor", "--ranks", "2", "--json", program=FAILING_RUN)
     assert done.returncode == 1
@@ -124,25 +124,25 @@ def test_failing_check_as_json() -> None:
     assert [check["status"] for check in document["checks"]] == ["passed", "failed"]
     cause = document["checks"][1]["failures"][0]
     assert (cause["rank"], cause["kind"]) == (1, "raised")
-    assert "is not amused" in cause["error"]
+    assert "is wrong" in cause["error"]
     assert "in broken" in cause["traceback"]
-    assert "seen just before" in cause["output"]
+    assert "written before" in cause["output"]
 
 
 @pytest.mark.release_independent
-def test_terminal_with_rich() -> None:
+def test_a_terminal_with_rich_shows_a_table() -> None:
     """On a terminal with rich there is a table, and failures keep their text as it is."""
     pytest.importorskip("rich")
     status, seen, _ = on_a_terminal(FAILING_RUN, ["doctor", "--ranks", "2"])
     assert status == 1
     assert "┃" in seen
-    assert "[bold]rank one[/bold] is not amused" in seen
+    assert "[bold]rank one[/bold] is wrong" in seen
     assert "1 of 2 checks did not pass" in seen
 
 
 @pytest.mark.release_independent
-def test_terminal_without_rich() -> None:
-    """On a terminal without rich a line says what is being checked, and goes when the check ends."""
+def test_a_terminal_without_rich_shows_the_running_check() -> None:
+    """On a terminal without rich a line names the running check, and is erased when the check ends."""
     program = FAILING_RUN.replace("import sys\n", "import sys\nsys.modules['rich'] = None\n", 1)
     status, seen, _ = on_a_terminal(program, ["doctor", "--ranks", "2"])
     assert status == 1
@@ -151,16 +151,16 @@ def test_terminal_without_rich() -> None:
 
 
 @pytest.mark.release_independent
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    """--list names each check with its promise, and runs none."""
+def test_list_prints_each_check_with_its_promise(capsys: pytest.CaptureFixture[str]) -> None:
+    """--list prints each check with its promise, and runs none."""
     assert main(["doctor", "--list"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines()] == _names()
-    assert "flatten-apart           Axes that do not lie side by side" in text
+    assert "flatten-noncontiguous   Axes that are not contiguous" in text
 
 
 @pytest.mark.release_independent
-def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_as_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     """--list --json prints the same as one document."""
     assert main(["doctor", "--list", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -174,17 +174,17 @@ def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "complaint"),
     [
         ((), "COMMAND"),
-        (("surgeon",), "surgeon"),
+        (("unknown",), "unknown"),
         (("doctor", "--ranks", "1"), "'1' is not a whole number of at least 2"),
         (("doctor", "--ranks", "-8"), "'-8' is not a whole number of at least 2"),
         (("doctor", "--ranks", "some"), "'some' is not a whole number"),
         (("doctor", "--timeout", "0"), "'0' is not a number of seconds above 0"),
         (("doctor", "--timeout", "nan"), "'nan' is not a number of seconds"),
         (("doctor", "--timeout", "inf"), "'inf' is not a number of seconds"),
-        (("doctor", "--loud"), "--loud"),
+        (("doctor", "--unknown"), "--unknown"),
     ],
 )
-def test_wrong_arguments(arguments: tuple[str, ...], complaint: str) -> None:
+def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...], complaint: str) -> None:
     """Wrong arguments exit with 2, name what is wrong on stderr, and leave stdout empty."""
     done = command(*arguments)
     assert done.returncode == 2
@@ -193,7 +193,7 @@ def test_wrong_arguments(arguments: tuple[str, ...], complaint: str) -> None:
 
 
 @pytest.mark.release_independent
-def test_unsupported_torch() -> None:
+def test_an_unsupported_torch_exits_with_2_and_a_message() -> None:
     """A torch that is too old exits with 2 and a message instead of a traceback, and leaves stdout empty."""
     done = command("doctor", "--json", program=OLD_TORCH)
     assert done.returncode == 2
@@ -203,7 +203,7 @@ def test_unsupported_torch() -> None:
 
 
 @pytest.mark.release_independent
-def test_version() -> None:
+def test_version_is_one_line() -> None:
     """--version prints one line with the name and the version."""
     done = command("--version")
     assert done.returncode == 0
@@ -211,7 +211,7 @@ def test_version() -> None:
 
 
 @pytest.mark.release_independent
-def test_commands() -> None:
+def test_help_names_each_command_and_needs_no_torch() -> None:
     """The help names each command, and needs neither torch nor any extra."""
     done = command("--help", program=WITHOUT_EXTRAS.replace('["rich"', '["torch", "requests", "pypi_simple", "rich"'))
     assert done.returncode == 0, done.stderr
@@ -220,7 +220,7 @@ def test_commands() -> None:
 
 
 @pytest.mark.release_independent
-def test_help() -> None:
+def test_help_explains_each_exit_status() -> None:
     """The help of the command says what each exit status means."""
     done = command("doctor", "--help")
     assert done.returncode == 0
@@ -228,4 +228,4 @@ def test_help() -> None:
 
 
 def _names() -> list[str]:
-    return [check.name for check in doctor_checks.CHECKS]
+    return [check.name for check in CHECKS]

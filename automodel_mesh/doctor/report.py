@@ -1,0 +1,208 @@
+"""The report of `automodel-mesh doctor`: its data, its lines of text, and its JSON document.
+
+The keys of the document:
+
+    schema        1; a higher number when a key has been renamed or removed, not when one has been added
+    passed        whether every check passed
+    environment   versions as text: automodel_mesh, torch, python, platform, era (the module of
+                  automodel_mesh.compat that serves this torch), minimum_torch, newest_tested_torch
+    ranks         number of ranks
+    mesh_shape    sizes of the axes pp, dp and tp of the mesh that most checks share
+    seconds       how long the run took, without the import of torch
+    checks        one object for each check, in the order in which they ran:
+        name, promise
+        status    "passed", "failed", or "not run" (the ranks did not start)
+        seconds   until the last rank had finished it
+        failures  one object for each rank that did not finish it, the cause first:
+            rank
+            kind       "raised", "died", "hung" (still running at the time limit) or "stopped" (still running
+                       some seconds after another rank had failed)
+            error      one line
+            traceback  the full traceback, or the stacks of a rank that hung, was stopped or crashed; may be empty
+            output     what the rank wrote to stdout and stderr
+            seconds    when the rank failed, from the start of its ranks; null for "hung" and "stopped"
+
+`--list --json` prints `schema` and `checks`, each with its `name` and `promise`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+
+from automodel_mesh import compat
+from automodel_mesh.doctor.world import World, mesh_shape
+from automodel_mesh.testing.report import RankFailure, group_identical
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from automodel_mesh.doctor.checks import Check
+
+JSON_SCHEMA: Final = 1
+
+Status = Literal["passed", "failed", "not run"]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The result of one check.
+
+    Attributes:
+        name: the name of the check.
+        promise: its promise.
+        status: `"passed"` on every rank, `"failed"` on at least one, or `"not run"` because the ranks did not start.
+        seconds: how long it took, until the last rank had finished it.
+        failures: what each rank that did not finish it did instead, the cause first; empty if it passed.
+    """
+
+    name: str
+    promise: str
+    status: Status
+    seconds: float
+    failures: tuple[RankFailure, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the promise held on every rank."""
+        return self.status == "passed"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results of a run.
+
+    Attributes:
+        ranks: the number of ranks.
+        results: one for each check, in the order in which they ran.
+        seconds: how long the run took.
+    """
+
+    ranks: int
+    results: tuple[CheckResult, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(result.passed for result in self.results)
+
+    @property
+    def mesh_shape(self) -> tuple[int, int, int]:
+        """The sizes of the axes `pp`, `dp` and `tp` of the mesh that most checks share."""
+        return mesh_shape(self.ranks)
+
+
+def describe_environment(version: str) -> dict[str, str]:
+    """Return the versions in use, with the keys of `environment` in the JSON document.
+
+    Args:
+        version: the version of this library.
+    """
+    return {
+        "automodel_mesh": version,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "era": compat.ERA_NAME,
+        "minimum_torch": str(compat.MINIMUM_TORCH),
+        "newest_tested_torch": str(compat.NEWEST_TESTED_TORCH),
+    }
+
+
+# --- text
+
+_VERSIONS: Final = """\
+automodel-mesh {automodel_mesh} doctor
+torch {torch}, Python {python}, {platform}
+era {era}; supported: torch {minimum_torch} and newer, tested up to {newest_tested_torch}
+"""
+
+
+def heading_lines(environment: dict[str, str], ranks: int) -> list[str]:
+    """Return the lines above the checks: the versions, and the ranks that the checks run on."""
+    shape = mesh_shape(ranks)
+    axes = ", ".join(f"{name}={size}" for name, size in zip(World.names, shape, strict=True))
+    lines = [*_VERSIONS.format(**environment).splitlines(), f"{ranks} local gloo ranks as {axes}"]
+    if min(shape) == 1:
+        lines.append("(an axis of one rank cannot show everything: with 8 ranks three axes have more than one)")
+    return lines
+
+
+def failure_lines(result: CheckResult) -> Iterator[tuple[str, list[str]]]:
+    """Yield a heading and lines of detail for the ranks that did not finish a check; identical failures are grouped."""
+    # The stacks of ranks that were stopped only show where they waited for the rank that failed; JSON has them.
+    shown = (replace(failure, details="") if failure.kind == "stopped" else failure for failure in result.failures)
+    for title, group in group_identical(shown):
+        lines = group[0].details.rstrip().splitlines()
+        for failure in group:
+            if failure.output.strip():
+                lines += [f"output of rank {failure.rank}:", *failure.output.rstrip().splitlines()]
+        yield f"{result.name}: {title}", [f"    {line}" for line in lines]
+
+
+def total_line(report: Report) -> str:
+    """Return the last line: how many checks passed, and which did not."""
+    count = len(report.results)
+    where = f"on {report.ranks} ranks in {report.seconds:.1f} s"
+    bad = [result.name for result in report.results if not result.passed]
+    if not bad:
+        return f"all {count} checks passed {where}"
+    return f"{len(bad)} of {count} checks did not pass {where}: {', '.join(bad)}"
+
+
+# --- JSON
+
+
+def write_list(checks: Sequence[Check], *, as_json: bool) -> None:
+    """Write the name and the promise of each check to stdout."""
+    if as_json:
+        write_json({"checks": [{"name": check.name, "promise": check.promise} for check in checks]})
+        return
+    width = max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        sys.stdout.write(f"{check.name:{width}}  {check.promise}\n")
+
+
+def document(report: Report, environment: dict[str, str]) -> dict[str, Any]:
+    """Return the JSON document of a run, without its `schema`."""
+    return {
+        "passed": report.passed,
+        "environment": environment,
+        "ranks": report.ranks,
+        "mesh_shape": list(report.mesh_shape),
+        "seconds": round(report.seconds, 3),
+        "checks": [
+            {
+                "name": result.name,
+                "promise": result.promise,
+                "status": result.status,
+                "seconds": round(result.seconds, 3),
+                "failures": [_failure_object(failure) for failure in result.failures],
+            }
+            for result in report.results
+        ],
+    }
+
+
+def _failure_object(failure: RankFailure) -> dict[str, Any]:
+    return {
+        "rank": failure.rank,
+        "kind": failure.kind,
+        "error": failure.summary,
+        "traceback": failure.details,
+        "output": failure.output,
+        "seconds": round(failure.seconds, 3) if math.isfinite(failure.seconds) else None,  # JSON has no infinity
+    }
+
+
+def write_json(content: dict[str, Any]) -> None:
+    """Write a JSON document to stdout, with its `schema` first."""
+    sys.stdout.write(json.dumps({"schema": JSON_SCHEMA, **content}, indent=2) + "\n")
+    sys.stdout.flush()
