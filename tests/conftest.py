@@ -1,4 +1,4 @@
-"""What all tests share: the rank harness, the expected failures of each release, and the view of plain torch."""
+"""For all tests: the plugin for ranks, the expected failures of each release, and the option `--plain-torch`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MATRIX = Path(__file__).parents[1] / "ci_matrix" / "torch.toml"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--plain-torch`: run the contract in tests/compat on torch's own calls, to see what they get wrong."""
-    parser.addoption("--plain-torch", action="store_true", help="run the contract on torch's own calls, unmended")
+    """Add `--plain-torch`, which runs tests/compat on torch's own calls, to show what they get wrong."""
+    parser.addoption("--plain-torch", action="store_true", help="run tests/compat on torch's own calls")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the failures that the matrix expects of the installed release, each with its reason there."""
+    """Mark the tests that the matrix expects to fail on the installed release, with the reason given there."""
     rows = tomllib.loads(MATRIX.read_text())["rows"]
     expected: dict[str, str] = next(
         (row.get("expected_failures", {}) for row in rows if row["torch"] == str(TORCH_VERSION)), {}

@@ -1,4 +1,4 @@
-"""Runs a program of Python with a terminal for its output, for tests of commands."""
+"""Runs a Python program with a terminal for its output, for tests of commands."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ROOT = Path(__file__).parents[1]
 def on_a_terminal(
     program: str, arguments: Sequence[str], *, columns: int = 100, piped: bool = False
 ) -> tuple[int, str, str]:
-    """Run a program with a terminal for its output, or for stderr alone.
+    """Run a Python program whose stdout and stderr are a terminal.
 
     Args:
-        program: its text.
-        arguments: what it is given.
+        program: its source.
+        arguments: its command-line arguments.
         columns: the width of the terminal.
-        piped: whether stdout is a pipe.
+        piped: whether stdout is a pipe instead.
 
     Returns:
-        The exit status, what the terminal saw, and what came through the pipe that stdout then was.
+        The exit status, the output on the terminal, and the output through the pipe.
     """
     ours, theirs = os.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40"}
@@ -46,7 +46,7 @@ def _read_to_the_end(terminal: int) -> bytes:
         try:
             chunk = os.read(terminal, 65536)
         except OSError as error:
-            if error.errno != errno.EIO:  # what Linux says once the other side is closed
+            if error.errno != errno.EIO:  # Linux raises EIO once the other side is closed
                 raise
             return seen
         if not chunk:

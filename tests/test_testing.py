@@ -1,4 +1,4 @@
-"""The public test harness: forked ranks, the pytest plugin for them, leak checks, fake worlds."""
+"""`automodel_mesh.testing`: forked ranks, the pytest plugin for them, leak checks, fake worlds."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def rank_and_sum(offset: int) -> tuple[int, int]:
 
 
 def barrier_but(rank: int, otherwise: Callable[[], Any]) -> None:
-    """Wait at a barrier on every rank but one, which does something else."""
+    """Wait at a barrier on every rank but one, which calls `otherwise`."""
     if dist.get_rank() == rank:
         otherwise()
     else:
@@ -78,8 +78,8 @@ def barrier_but(rank: int, otherwise: Callable[[], Any]) -> None:
 
 def fail_loudly() -> None:
     """Write to both streams, then raise."""
-    sys.stdout.write("said on stdout\n")
-    os.write(2, b"said on descriptor 2\n")
+    sys.stdout.write("written to stdout\n")
+    os.write(2, b"written to descriptor 2\n")
     raise ValueError("no such axis")
 
 
@@ -88,13 +88,13 @@ def fail_loudly() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])
 def test_values_come_back_in_rank_order(world_size: int) -> None:
-    """Every rank runs the function in one process group, and its value is at its rank's place."""
+    """Every rank runs the function in one process group, and the list has its value at the rank's index."""
     total = sum(range(world_size)) + 3 * world_size
     assert run_ranks(rank_and_sum, world_size, 3) == [(rank, total) for rank in range(world_size)]
 
 
 def test_keyword_arguments_reach_the_function() -> None:
-    """Keyword arguments that are none of the harness's go to the function."""
+    """Keyword arguments that `run_ranks` does not have itself go to the function."""
     assert run_ranks(lambda *, offset: rank_and_sum(offset)[1], 2, offset=1) == [3, 3]
 
 
@@ -128,7 +128,7 @@ def test_large_values_and_tensors_come_back() -> None:
 
 
 def test_a_value_that_cannot_be_pickled_is_an_error_that_names_it() -> None:
-    """The report says that the return value is at fault, its type, and what may be returned."""
+    """The report names the return value, its type, and what may be returned."""
     error = failures_of(threading.Lock, 2)
     assert "the return value, of type lock, cannot be sent" in str(error)
     assert "Return plain data" in str(error)
@@ -154,27 +154,27 @@ def test_no_rank_leaves_before_the_slowest_has_finished() -> None:
 
 
 def test_a_failing_rank_is_reported_first_with_its_traceback_and_output() -> None:
-    """The cause comes first, with the test's own frames and what the rank wrote; its neighbours follow."""
+    """The cause comes first, with the test's own frames and what the rank wrote; the other ranks follow."""
     error = failures_of(barrier_but, 4, 2, fail_loudly)
     first = error.failures[0]
     assert (first.rank, first.kind, first.summary) == (2, "raised", "raised ValueError: no such axis")
     assert first.details.splitlines()[1].endswith("in barrier_but")
     assert 'raise ValueError("no such axis")' in first.details
-    assert first.output == "said on stdout\nsaid on descriptor 2\n"
+    assert first.output == "written to stdout\nwritten to descriptor 2\n"
     assert str(error).startswith("4 of 4 ranks did not return\n  rank 2 raised ValueError: no such axis\n")
-    assert "--- output of rank 2\nsaid on stdout" in str(error)
+    assert "--- output of rank 2\nwritten to stdout" in str(error)
 
 
-def test_ranks_that_wait_for_a_failed_one_are_stopped_after_a_grace() -> None:
-    """A failure ends the run within seconds, not at the time limit; where the others stood is reported."""
+def test_ranks_that_wait_for_a_failed_one_are_stopped_within_seconds() -> None:
+    """A failure ends the run within seconds, not at the time limit; the report has the other ranks' stacks."""
     error = failures_of(lambda: 1 / 0 if dist.get_rank() == 1 else time.sleep(FOREVER), 3, timeout=FOREVER)
     assert [(one.rank, one.kind) for one in error.failures] == [(1, "raised"), (0, "stopped"), (2, "stopped")]
     assert "ranks 0, 2 did not end within 2 s of the first failure" in str(error)
     assert "test_testing.py" in error.failures[1].details
 
 
-def test_a_hang_is_cut_at_the_time_limit_with_stacks() -> None:
-    """Ranks that are stuck, in Python or in a collective, show where; ranks that returned are named."""
+def test_ranks_that_hang_are_killed_at_the_time_limit() -> None:
+    """The report has the stacks of ranks that hang, in Python or in a collective, and names those that returned."""
 
     def hang() -> None:
         if dist.get_rank() == 0:
@@ -188,7 +188,7 @@ def test_a_hang_is_cut_at_the_time_limit_with_stacks() -> None:
     assert "ranks 1-3 did not end within the time limit of 5 s\n  rank 0 returned" in str(error)
     assert "in barrier" in error.failures[1].details
     for one in error.failures:
-        assert one.details.splitlines()[-1].endswith("in hang"), "frames of the harness are left out"
+        assert one.details.splitlines()[-1].endswith("in hang"), "frames of automodel_mesh.testing are left out"
 
 
 @pytest.mark.parametrize(
@@ -199,23 +199,23 @@ def test_a_hang_is_cut_at_the_time_limit_with_stacks() -> None:
         (lambda: os._exit(0), "left with exit status 0"),
     ],
 )
-def test_a_rank_that_dies_is_reported_with_how(death: Callable[[], None], summary: str) -> None:
-    """A rank that ends without a word is the cause, before the ranks that miss it."""
+def test_a_rank_that_dies_is_reported_with_its_signal_or_exit_status(death: Callable[[], None], summary: str) -> None:
+    """A rank that exits without raising comes first, before the ranks that fail because it is gone."""
     error = failures_of(barrier_but, 3, 1, death)
     assert (error.failures[0].rank, error.failures[0].kind) == (1, "died")
     assert error.failures[0].summary == summary
 
 
 def test_a_crash_shows_the_python_stack() -> None:
-    """A rank that dies by a fatal signal of its own code shows where it was."""
+    """The report has the stack of a rank that died by a fatal signal of its own code."""
     error = failures_of(lambda: os.kill(os.getpid(), signal.SIGSEGV), 1, backend=None)
     assert error.failures[0].summary == "died by SIGSEGV"
     assert "Segmentation fault" in error.failures[0].details
     assert "test_testing.py" in error.failures[0].details
 
 
-def test_equal_failures_are_reported_once() -> None:
-    """What all ranks say alike is printed once, with the ranks."""
+def test_identical_failures_are_reported_once() -> None:
+    """Identical failures are printed once, with their ranks."""
 
     def fail() -> None:
         raise KeyError("tp")
@@ -227,7 +227,7 @@ def test_equal_failures_are_reported_once() -> None:
 
 
 def test_the_error_can_be_pickled() -> None:
-    """Runners that send exceptions between processes can send this one."""
+    """`RanksFailed` survives pickling, so that test runners can send it between processes."""
     error = RanksFailed([RankFailure(1, "died", "died by SIGKILL", "", "", 0.5)], 2)
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.failures, str(copy)) == (error.failures, str(error))
@@ -236,7 +236,7 @@ def test_the_error_can_be_pickled() -> None:
 @pytest.mark.parametrize(
     "outcome", [pytest.skip.Exception, pytest.xfail.Exception, pytest.exit.Exception, unittest.SkipTest]
 )
-def test_an_outcome_of_every_rank_is_the_outcome(outcome: type[BaseException]) -> None:
+def test_a_skip_of_every_rank_is_a_skip(outcome: type[BaseException]) -> None:
     """A skip (or the like) that every rank raises is raised in the parent, with its reason."""
 
     def stop() -> None:
@@ -247,13 +247,13 @@ def test_an_outcome_of_every_rank_is_the_outcome(outcome: type[BaseException]) -
 
 
 def test_a_skip_of_some_ranks_is_a_failure() -> None:
-    """A rank that skips while others go on is reported: its neighbours did not skip."""
+    """A skip that not every rank raises is reported as the failure of the ranks that raised it."""
     error = failures_of(lambda: dist.get_rank() == 0 and pytest.skip("not me"), 2)
     assert [one.rank for one in error.failures] == [0]
     assert "raised Skipped: not me (passed on only when every rank raises it)" in str(error)
 
 
-# --- run_ranks: limits and traces
+# --- run_ranks: limits, and what is left behind
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], match: st
 
 
 def test_a_process_with_a_process_group_cannot_start_ranks() -> None:
-    """Ranks would inherit the group without its connections: the error says so, and what to do."""
+    """Ranks would inherit the group without its connections, so an error says that, and what to do."""
     with (
         fake_world(4, rank=2),
         pytest.raises(RuntimeError, match=r"is rank 2 of a process group of 4.*destroy"),
@@ -281,7 +281,7 @@ def test_a_process_with_a_process_group_cannot_start_ranks() -> None:
 
 
 def test_a_process_with_cuda_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA context does not survive a fork: the error says so (torch's answer is made up here)."""
+    """A CUDA context does not survive a fork, so an error says that (CUDA is replaced here: no GPU needed)."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.raises(RuntimeError, match="CUDA is initialised in this process"):
         run_ranks(os.getpid, 1)
@@ -312,7 +312,7 @@ def test_nothing_is_left_behind(world_size: int, ending: str, tmp_path: Path, mo
 
 
 def test_a_child_of_a_rank_that_keeps_the_pipe_open_does_not_delay_the_run() -> None:
-    """A rank's end is noticed even while a process that it started lives on."""
+    """The run ends with the rank, even while a process that the rank has started still runs."""
     reader, writer = os.pipe()
 
     def leave_a_child() -> None:
@@ -328,9 +328,9 @@ def test_a_child_of_a_rank_that_keeps_the_pipe_open_does_not_delay_the_run() -> 
     os.close(reader)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can kill a process when its parent ends")
 def test_ranks_die_with_their_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks whose parent is killed do not go on alone."""
+    """Ranks whose parent is killed are killed as well."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a killed parent cannot remove the ranks' files
     reader, writer = os.pipe()
 
@@ -348,19 +348,19 @@ def test_ranks_die_with_their_parent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     os.close(writer)
-    assert os.read(reader, 1) == b"", f"rank {rank} holds its end of the pipe until it is gone"
+    assert os.read(reader, 1) == b"", f"rank {rank} still runs: its end of the pipe is open"
     os.close(reader)
 
 
 def test_uncaptured_ranks_write_where_the_parent_writes(capfd: pytest.CaptureFixture[str]) -> None:
-    """`capture=False` leaves the ranks' output alone; otherwise nothing of it appears after a success."""
+    """With `capture=False` ranks write where the parent writes; otherwise a success shows none of their output."""
     run_ranks(lambda: os.write(1, b"kept\n"), 1, backend=None)
     run_ranks(lambda: os.write(1, b"shown\n"), 1, backend=None, capture=False)
     assert capfd.readouterr().out == "shown\n"
 
 
 def test_threads_of_the_parent_raise_no_warning_and_ranks_compute() -> None:
-    """With torch's thread pool and another thread running, ranks start without a warning and do not hang."""
+    """With torch's thread pool and another thread in the parent, ranks start without a warning and do not hang."""
     _ = torch.ones(600, 600) @ torch.ones(600, 600)
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
@@ -391,7 +391,7 @@ def test_a_left_process_group_is_named() -> None:
     groups: list[Any] = []
     with pytest.raises(LeakError, match=r"process group '.+' of ranks \[0, 1\]"), leak_check():
         groups.append(dist.new_group([0, 1]))
-    dist.barrier()  # nobody closes a connection that another rank still makes
+    dist.barrier()  # no rank closes a connection that another one is still making
     with leak_check():
         dist.destroy_process_group(groups.pop())
     with leak_check():
@@ -416,8 +416,8 @@ def test_a_left_mesh_is_named() -> None:
 
 
 @pytest.mark.ranks(2)
-def test_what_was_there_before_is_no_leak() -> None:
-    """Only what the block itself leaves counts, even if an equal mesh was there before."""
+def test_what_existed_before_the_block_is_no_leak() -> None:
+    """Only what the block itself leaves behind counts, even if an equal mesh existed before."""
     meshes = [compat.init_device_mesh("cpu", (2,), mesh_dim_names=("dp",))]
     with leak_check():
         pass
@@ -426,20 +426,20 @@ def test_what_was_there_before_is_no_leak() -> None:
     assert meshes[0] == meshes[1]
 
 
-def test_a_failing_block_keeps_its_own_error() -> None:
-    """A block that raises is not checked: its error is the news."""
+def test_a_block_that_raises_keeps_its_own_exception() -> None:
+    """A block that raises is not checked for leaks: its own exception is raised."""
     with pytest.raises(ZeroDivisionError), leak_check():
         _ = 1 / 0
 
 
 @pytest.mark.ranks(4)
 def test_a_clean_test_on_ranks_passes_the_check(no_leaks: None) -> None:
-    """`no_leaks` on ranks accepts the default group that the harness made, and what the test has dropped."""
+    """`no_leaks` on ranks accepts the default group that `run_ranks` made, and meshes without references."""
     compat.init_device_mesh("cpu", (4,), mesh_dim_names=("dp",))
 
 
 def test_a_fake_world_ends_with_its_block(fake_world: Callable[..., Any], no_leaks: None) -> None:
-    """A fake world has the size and rank that were asked for, and is gone afterwards, also after an error."""
+    """A fake world has the given size and rank, and is destroyed at the end of its block, also after an error."""
     with fake_world(16384, rank=3):
         assert (dist.get_rank(), dist.get_world_size()) == (3, 16384)
     with pytest.raises(KeyError), fake_world(8):
@@ -458,7 +458,7 @@ def test_a_rank_outside_the_fake_world_is_refused(world_size: int, rank: int) ->
 
 
 def test_a_second_fake_world_is_refused() -> None:
-    """A process has one world at a time, and the error says how to leave it."""
+    """A process has one world at a time, and the error names the size of the one it has."""
     with (
         fake_world(8),
         pytest.raises(RuntimeError, match="belongs to a process group of 8 ranks"),
@@ -467,8 +467,8 @@ def test_a_second_fake_world_is_refused() -> None:
         pass
 
 
-def test_the_registry_is_reset_around_a_test(mesh_registry_reset: None) -> None:
-    """With the fixture a test finds torch's mesh registry empty, and can use meshes as ever."""
+def test_the_mesh_registry_is_empty_at_the_start_of_a_test(mesh_registry_reset: None) -> None:
+    """With the fixture a test starts with an empty mesh registry, and meshes work as usual."""
     with fake_world(8, rank=5):
         mesh = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
         assert compat.get_root_mesh(compat.slice_mesh(mesh, ("tp",))) is mesh
@@ -479,7 +479,7 @@ def test_the_registry_is_reset_around_a_test(mesh_registry_reset: None) -> None:
 
 @pytest.fixture
 def made_once() -> int:
-    """A value that tells in which process it was made."""
+    """Return the id of the process that computes the fixture."""
     return os.getpid()
 
 
@@ -493,21 +493,21 @@ def test_fixtures_are_computed_once_in_the_parent(made_once: int, factor: int) -
 
 @pytest.mark.ranks(2)
 class TestOnRanks:
-    """The marker works on a class, and a test's own marker goes before it."""
+    """The marker works on a class, and a test's own marker overrides it."""
 
     def test_inherits_the_marker(self) -> None:
-        """The class's marker counts."""
+        """A test without a marker of its own has the marker of its class."""
         assert dist.get_world_size() == 2
 
     @pytest.mark.ranks(3, backend="gloo", timeout=30)
     def test_its_own_marker_is_closer(self) -> None:
-        """The test's own marker counts."""
+        """A test's own marker overrides that of its class."""
         assert dist.get_world_size() == 3
 
 
 @pytest.mark.ranks(2, backend=None)
 def test_a_test_on_ranks_without_a_process_group() -> None:
-    """The marker takes `backend=None`."""
+    """With `backend=None` in the marker, ranks have no process group."""
     assert not dist.is_initialized()
 
 
@@ -522,7 +522,7 @@ def test_every_rank_gets_the_same_example(offset: int) -> None:
 
 @pytest.mark.ranks(2)
 def test_a_rank_test_runs_on_each_device_and_backend(device_backend: DeviceBackend) -> None:
-    """The process group has the fixture's backend, and a tensor on its device goes through it."""
+    """The process group has the fixture's backend, and reduces a tensor on the fixture's device."""
     assert dist.get_backend() == device_backend.backend
     number = torch.ones(1, device=device_backend.device_type)
     dist.all_reduce(number)
@@ -546,8 +546,8 @@ def suite(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     return run
 
 
-def test_a_report_shows_the_ranks_and_not_the_harness(suite: Callable[..., pytest.RunResult]) -> None:
-    """A failed test shows each rank's traceback and output; a passed one has its output in its report."""
+def test_a_report_shows_the_ranks_and_no_frames_of_the_plugin(suite: Callable[..., pytest.RunResult]) -> None:
+    """The report of a failed test has each rank's traceback and output, that of a passed test the output."""
     result = suite(
         """
 @pytest.mark.ranks(2)
@@ -566,11 +566,11 @@ def test_passes():
     assert "hello from rank 1" in text
     assert "greetings from rank 0" in text
     assert "run_job" not in text
-    assert "_ranks.py" not in text
+    assert "testing/ranks.py" not in text
 
 
-def test_outcomes_of_rank_tests_are_counted_as_ever(suite: Callable[..., pytest.RunResult]) -> None:
-    """Skips, expected failures, leaks and wrong markers come out as pytest counts them."""
+def test_outcomes_of_tests_on_ranks_are_counted_as_usual(suite: Callable[..., pytest.RunResult]) -> None:
+    """Skips, expected failures, leaks and wrong markers are counted as pytest counts them elsewhere."""
     result = suite(
         """
 import unittest
@@ -637,8 +637,8 @@ def test_backend(device_backend):
         result.stdout.fnmatch_lines("*no GPU: torch * sees none on this machine*")
 
 
-def test_too_few_gpus_for_nccl_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL takes one GPU for each rank, gloo shares one (the number of GPUs is made up: no GPU needed)."""
+def test_too_few_gpus_for_nccl_are_a_reason_to_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL needs one GPU for each rank, gloo ranks share them (the count is replaced here: no GPU needed)."""
     monkeypatch.setattr(worlds, "_gpu_count", lambda: 1)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     reason = unavailable_reason(DeviceBackend("cuda", "nccl"), 8)
@@ -665,8 +665,8 @@ import automodel_mesh.testing
 """
 
 
-def test_the_runner_needs_no_pytest_and_nothing_warns() -> None:
-    """The command line can run ranks without pytest; imports and ranks are clean under `python -W error`."""
+def test_ranks_need_no_pytest_and_raise_no_warning() -> None:
+    """Ranks run where pytest is not installed; imports and ranks raise no warning under `python -W error`."""
     root = Path(automodel_mesh.__file__).parent.parent
     command = [sys.executable, "-W", "error", "-c", PROGRAM]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
