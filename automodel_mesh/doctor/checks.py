@@ -194,7 +194,7 @@ def concatenate(world: World) -> None:
 
 def backend_override(world: World) -> None:
     """A backend chosen for an axis reaches new, flattened and unflattened meshes, and no other axis."""
-    # Gloo for CPU tensors only, which torch's backend configuration tells from plain "gloo", the default.
+    # Gloo for CPU tensors only: its backend configuration differs from that of plain "gloo", the default.
     chosen = "cpu:gloo"
     root = compat.init_device_mesh("cpu", world.shape, mesh_dim_names=world.names, backend_override={"dp": chosen})
     flat = compat.flatten(compat.slice_mesh(root, ("dp", "tp")), "flat", backend_override=chosen)

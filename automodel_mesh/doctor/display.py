@@ -38,11 +38,14 @@ class Display(Listener, Protocol):
 
 
 def open_display(number: int, *, as_json: bool) -> Display:
-    """Choose a display: a table with rich if stdout is a terminal, lines otherwise.
+    """Choose how to show a run.
 
     Args:
         number: how many checks will run.
-        as_json: whether stdout is kept for a JSON document; the lines then go to stderr.
+        as_json: whether stdout is reserved for a JSON document.
+
+    Returns:
+        A table, if stdout is a terminal and rich is installed; otherwise lines, which go to stderr with `as_json`.
     """
     if as_json:
         return _PlainDisplay(sys.stderr, sys.stderr)
