@@ -14,13 +14,6 @@ from typing import TYPE_CHECKING, Final
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.errors import (
-    MeshArgumentError,
-    ProcessGroupDestroyedError,
-    RankNotInMeshError,
-    UnknownAxisError,
-    UnnamedMeshError,
-)
 from automodel_mesh.doctor.world import (
     World,
     coordinate_of,
@@ -32,6 +25,13 @@ from automodel_mesh.doctor.world import (
     require_equal,
     require_error,
     require_new_groups,
+)
+from automodel_mesh.errors import (
+    MeshArgumentError,
+    ProcessGroupDestroyedError,
+    RankNotInMeshError,
+    UnknownAxisError,
+    UnnamedMeshError,
 )
 
 if TYPE_CHECKING:

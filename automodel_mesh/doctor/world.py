@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.compat.worlds import live_process_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -173,9 +174,9 @@ def ranks_of(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> list[int]:
 @contextmanager
 def require_new_groups(count: int) -> Generator[None, None, None]:
     """Require that the block makes this number of process groups on this rank."""
-    before = compat.live_process_groups()
+    before = live_process_groups()
     yield
-    made = {name: ranks for name, ranks in compat.live_process_groups().items() if name not in before}
+    made = {name: ranks for name, ranks in live_process_groups().items() if name not in before}
     require(len(made) == count, f"expected {count} new process groups, found {len(made)}: {made}")
 
 
