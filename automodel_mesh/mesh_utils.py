@@ -1,30 +1,15 @@
-"""Access to the axes of a mesh by name, and the names that frameworks import from the module of this name.
-
-The underscored functions keep imports written for NeMo AutoModel working; the work is done in `build.py` and
-`topology.py`.
-"""
-
-# pyright: reportUnusedFunction=false
-# The underscored functions are for others to import.
+"""Access to the axes of a mesh by name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from automodel_mesh import compat
-from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
-from automodel_mesh.checks import check_size
 from automodel_mesh.compat.slicing import remembered
 from automodel_mesh.mesh import MeshAxisName
-from automodel_mesh.strategy_configs import DistributedStrategyConfig, FSDP2Config, MegatronFSDPConfig
-from automodel_mesh.topology.grid import Topology
-from automodel_mesh.topology.sizes import ParallelismSizes, infer_dp_size
-from automodel_mesh.topology.strategies import plan_topologies, strategy_name
+from automodel_mesh.nemo.mesh_utils import *  # noqa: F403 - underscored names, which NeMo AutoModel's code imports from here
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["create_ring_ulysses_mesh", "get_flat_mesh", "get_fsdp_dp_mesh", "get_submesh"]
@@ -124,95 +109,3 @@ def _find_fsdp_dp_mesh(device_mesh: DeviceMesh, request: tuple[str, str]) -> Dev
     shard = "dp_shard" if "dp_shard" in sizes and sizes.get("cp", 1) == 1 else shard_cp
     axes = (replicate, shard) if sizes.get(str.__str__(replicate), 1) > 1 else (shard,)
     return compat.slice_mesh(holder, axes)
-
-
-# What follows is the face that code written for NeMo AutoModel imports.
-
-
-@dataclass(frozen=True)
-class _MeshSpec:
-    """Shape and axes of a mesh, and the axes to fold."""
-
-    shape: tuple[int, ...]
-    axes: tuple[MeshAxisName, ...]
-    flattened_axes: Mapping[MeshAxisName, tuple[MeshAxisName, ...]] = field(default_factory=dict)
-
-
-def _create_device_meshes(
-    strategy_config: DistributedStrategyConfig, parallelism: ParallelismSizes, world_size: int
-) -> tuple[DeviceMesh | None, DeviceMesh | None]:
-    """Build the root and the expert mesh of a strategy; DDP has neither."""
-    name = strategy_name(strategy_config)
-    if name == "ddp":
-        plan_topologies(name, parallelism, world_size)
-        return None, None
-    return build_meshes(name, parallelism, world_size)[:2]
-
-
-def _create_fsdp2_device_mesh(parallelism: ParallelismSizes, world_size: int) -> tuple[DeviceMesh, DeviceMesh | None]:
-    """Build the root mesh of FSDP2, and its expert mesh where experts are parallel."""
-    return build_meshes(strategy_name(FSDP2Config()), parallelism, world_size)[:2]
-
-
-def _create_megatron_fsdp_device_mesh(parallelism: ParallelismSizes, world_size: int) -> DeviceMesh:
-    """Build the mesh of Megatron-FSDP."""
-    return build_meshes(strategy_name(MegatronFSDPConfig()), parallelism, world_size).root
-
-
-def _create_moe_mesh(device_mesh: DeviceMesh, ep_shard_size: int, ep_size: int) -> DeviceMesh:
-    """Lay the ranks of a stage out as (ep_shard, ep)."""
-    mesh = build_moe_mesh(device_mesh, ep_shard_size, ep_size)
-    if mesh is None:
-        raise compat.RankNotInMeshError(f"this rank is not in {device_mesh}, so it has no expert mesh of it")
-    return mesh
-
-
-def _degree(value: int | None) -> int:
-    """Read a size that may be left out as 1."""
-    check_size("size", value, optional=True)
-    return 1 if value is None else value
-
-
-def _infer_dp_size(
-    dp_size: int | None, world_size: int, non_dp_size: int, expression: str, factors: tuple[int, ...]
-) -> int:
-    """Return the data parallel size that fills the world; `expression` names the factors, joined by ` * `."""
-    names = [name.strip() for name in expression.split("*")]
-    named = dict(zip(names, factors, strict=True)) if len(names) == len(factors) else {expression: non_dp_size}
-    return infer_dp_size(dp_size, world_size, named)
-
-
-def _init_named_mesh(spec: _MeshSpec) -> DeviceMesh:
-    """Build a mesh and its flattened axes."""
-    _validate_mesh_spec(spec)
-    mesh = compat.init_device_mesh(_mesh_device_type(), spec.shape, mesh_dim_names=spec.axes)
-    _register_flattened_axes(mesh, spec.flattened_axes)
-    return mesh
-
-
-def _mesh_device_type() -> str:
-    """Return the device type of new meshes."""
-    return default_device_type()
-
-
-def _register_flattened_axes(
-    device_mesh: DeviceMesh, flattened_axes: Mapping[MeshAxisName, tuple[MeshAxisName, ...]]
-) -> None:
-    """Fold axes of a root mesh into derived ones."""
-    register_flattened_axes(device_mesh, {str(name): axes for name, axes in flattened_axes.items()})
-
-
-def _require_size_one(strategy_name: str, size: int | None, feature_name: str) -> None:
-    """Refuse a size above 1 for what a strategy does not support."""
-    if _degree(size) != 1:
-        raise ValueError(f"{strategy_name} does not support {feature_name}: its size is {size}; give 1 or None.")
-
-
-def _unflatten_compat(flat_mesh: DeviceMesh, axis: int, sizes: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
-    """Split an axis, on every torch release."""
-    return compat.unflatten(flat_mesh, axis, sizes, names)
-
-
-def _validate_mesh_spec(spec: _MeshSpec) -> None:
-    """Refuse unlike numbers of sizes and axes, sizes below 1, and folds of axes there are not."""
-    Topology(spec.axes, spec.shape, {str(name): axes for name, axes in spec.flattened_axes.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from automodel_mesh.mesh_utils import (
     _unflatten_compat,
     _validate_mesh_spec,
 )
+from automodel_mesh.nemo import mesh_utils as nemo_mesh_utils
 from automodel_mesh.testing import fake_world
 from tests.compat.oracle import FSDP2_AXES, Grid
 
@@ -319,6 +321,17 @@ def test_every_drop_in_name_is_there() -> None:
     """All names of the module that this one stands in for can be imported, and only public ones are in `__all__`."""
     assert all(callable(getattr(mesh_utils, name)) for name in NAMES)
     assert not [name for name in mesh_utils.__all__ if name.startswith("_")]
+    assert {*nemo_mesh_utils.__all__, *mesh_utils.__all__} >= set(NAMES)
+
+
+@pytest.mark.release_independent
+def test_a_spec_can_be_pickled_under_either_path() -> None:
+    """A spec comes back equal, and a pickle that names the public module is read too."""
+    spec = _MeshSpec((2, 4), (MeshAxisName.DP, MeshAxisName.TP))
+    text = pickle.dumps(spec, protocol=0)
+    assert pickle.loads(text) == spec
+    assert b"automodel_mesh.nemo.mesh_utils" in text
+    assert pickle.loads(text.replace(b"automodel_mesh.nemo.mesh_utils", b"automodel_mesh.mesh_utils")) == spec
 
 
 def test_device_meshes_of_each_strategy() -> None:
