@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from automodel_mesh import compat
+from automodel_mesh import compat, strategy_configs
 from automodel_mesh.build import Meshes, build_meshes
+from automodel_mesh.nemo import old_names
 from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import strategy_name
 
@@ -298,19 +298,14 @@ def _validate_mesh_axis_names(mesh_context: MeshContext) -> None:
             )
 
 
-# Names that only an older generation of NeMo AutoModel has in its `mesh`; `legacy` has all names of that one.
-_OLDER_NAMES = ("STRATEGY_MAP", "_validate_distributed_setup", "_validate_mesh_dim_names")
-
-
-def _serve_older_name(name: str) -> object:
-    """Return an older generation's name, with a `DeprecationWarning` for the code that asks for it."""
-    if name not in _OLDER_NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # By name, when it is asked for: it builds on this module.
-    value: object = import_module("automodel_mesh.legacy").serve_old_name(__name__, name, frames=2)
-    return value
-
-
-# Hidden from type checkers, so that they still find names that do not exist.
+# Names that only an older generation of NeMo AutoModel has in its `mesh`; `legacy` has all names of that one. Hidden
+# from type checkers, so that they still find names that do not exist.
 if not TYPE_CHECKING:
-    __getattr__ = _serve_older_name
+    __getattr__ = old_names.serve_old_names(
+        __name__,
+        {
+            "STRATEGY_MAP": strategy_configs.STRATEGY_MAP,
+            "_validate_distributed_setup": old_names.validate_distributed_setup,
+            "_validate_mesh_dim_names": _validate_mesh_axis_names,
+        },
+    )

@@ -73,6 +73,7 @@ def run_module(path: Path, text: str) -> list[warnings.WarningMessage]:
         ("from automodel_mesh.legacy import MeshContext\nfrom automodel_mesh.legacy import STRATEGY_MAP", 1),
         ("from automodel_mesh.mesh import MeshContext\nfrom automodel_mesh.mesh import STRATEGY_MAP", 2),
         ("from automodel_mesh.mesh import _validate_mesh_dim_names, _validate_distributed_setup", 1),
+        ("from automodel_mesh.mesh import _validate_distributed_setup", 1),
     ],
 )
 def test_an_importing_module_is_warned_once_at_its_own_line(tmp_path: Path, text: str, line: int) -> None:

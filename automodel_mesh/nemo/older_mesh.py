@@ -1,8 +1,5 @@
 """What `automodel_mesh.legacy` offers: the older generation's `MeshContext`, on top of the current one."""
 
-# pyright: reportUnusedFunction=false
-# The underscored functions are for others to import.
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
@@ -12,6 +9,7 @@ from automodel_mesh import mesh
 from automodel_mesh.config import STRATEGY_MAP, DistributedSetup, _check_needed, _sizes_of
 from automodel_mesh.mesh import _VALID_AXIS_NAMES, MeshAxisName, _get_axis_size, _optional_axis
 from automodel_mesh.mesh import _validate_mesh_axis_names as _validate_mesh_dim_names
+from automodel_mesh.nemo.old_names import validate_distributed_setup as _validate_distributed_setup
 from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import strategy_name
 
@@ -224,19 +222,3 @@ class MeshContext(mesh.MeshContext):
         if self.device_mesh is None:
             return None
         return ParallelismSizes(**{size.name: getattr(self, size.name) for size in fields(ParallelismSizes)})
-
-
-def _validate_distributed_setup(mesh_context: MeshContext) -> None:
-    """Refuse a context whose parts do not fit together; for use after a change to one.
-
-    Megatron-FSDP has no pipeline, expert and sequence parallelism; DDP has no tensor, pipeline, context and expert
-    parallelism and no replicas of shards; a `pipeline_config` wants `pp_size` above 1, a `moe_config` `ep_size`.
-
-    Args:
-        mesh_context: the context.
-
-    Raises:
-        ValueError: the parts do not fit together; the message names the field, its value and what would do.
-        TypeError: a configuration is not of this library's class.
-    """
-    mesh_context.to_distributed_setup()  # a setup is checked when it is made
