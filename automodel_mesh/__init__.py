@@ -10,22 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from automodel_mesh.config import (
-        STRATEGY_MAP,
-        DDPConfig,
-        DistributedSetup,
-        DistributedStrategyConfig,
-        FSDP2Config,
-        MegatronFSDPConfig,
-        MoEParallelizerConfig,
-        PipelineConfig,
-    )
-    from automodel_mesh.init_utils import DistInfo, initialize_distributed
-    from automodel_mesh.loaders import accepts_distributed_setup, resolve_distributed_setup
-    from automodel_mesh.mesh import MeshAxisName, MeshContext, ParallelismSizes
-    from automodel_mesh.mesh_utils import create_ring_ulysses_mesh, get_flat_mesh, get_fsdp_dp_mesh, get_submesh
+    from automodel_mesh.config import *  # noqa: F403 - `__all__` below says which names are public here
+    from automodel_mesh.init_utils import *  # noqa: F403
+    from automodel_mesh.loaders import *  # noqa: F403
+    from automodel_mesh.mesh import *  # noqa: F403
+    from automodel_mesh.mesh_utils import *  # noqa: F403
 
-__all__ = [
+__all__ = [  # noqa: F405 - from the stars above
     "STRATEGY_MAP",
     "DDPConfig",
     "DistInfo",
@@ -47,28 +38,25 @@ __all__ = [
     "resolve_distributed_setup",
 ]
 
-_HOMES = {
-    "automodel_mesh.config": (
-        "STRATEGY_MAP",
-        "DDPConfig",
-        "DistributedSetup",
-        "DistributedStrategyConfig",
-        "FSDP2Config",
-        "MegatronFSDPConfig",
-        "MoEParallelizerConfig",
-        "PipelineConfig",
-    ),
-    "automodel_mesh.init_utils": ("DistInfo", "initialize_distributed"),
-    "automodel_mesh.loaders": ("accepts_distributed_setup", "resolve_distributed_setup"),
-    "automodel_mesh.mesh": ("MeshAxisName", "MeshContext", "ParallelismSizes"),
-    "automodel_mesh.mesh_utils": ("create_ring_ulysses_mesh", "get_flat_mesh", "get_fsdp_dp_mesh", "get_submesh"),
-}
+_HOMES = (
+    "automodel_mesh.config",
+    "automodel_mesh.init_utils",
+    "automodel_mesh.loaders",
+    "automodel_mesh.mesh",
+    "automodel_mesh.mesh_utils",
+)
 
 
-def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names:
-            value: object = getattr(import_module(home), name)
-            globals()[name] = value  # found here from now on, at the price of any global name
-            return value
+def _find(name: str) -> object:
+    if name in __all__:
+        for home in map(import_module, _HOMES):
+            if name in home.__all__:
+                value: object = getattr(home, name)
+                globals()[name] = value  # so that the next use finds it here
+                return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# Hidden from type checkers, so that they still find names that do not exist.
+if not TYPE_CHECKING:
+    __getattr__ = _find

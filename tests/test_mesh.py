@@ -489,8 +489,11 @@ def test_every_name_of_the_package_resolves() -> None:
     """The names in `__all__` are imported when they are used, and no other name is there."""
     for name in automodel_mesh.__all__:
         assert getattr(getattr(automodel_mesh, name), "__name__", name) == name
+    taken: dict[str, object] = {}
+    exec("from automodel_mesh import *", taken)  # noqa: S102 - it is our own
+    assert taken.keys() - {"__builtins__"} == set(automodel_mesh.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'MeshContexts'"):
-        automodel_mesh.MeshContexts  # noqa: B018
+        automodel_mesh.MeshContexts  # type: ignore[attr-defined]  # noqa: B018
 
 
 @pytest.mark.release_independent
