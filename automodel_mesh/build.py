@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from automodel_mesh import compat
 from automodel_mesh.compat.requests import group_spec
-from automodel_mesh.topology.strategies import EXPERT_AXES, plan_topologies
+from automodel_mesh.topology.records import EXPERT_MESH_AXES
+from automodel_mesh.topology.strategies import plan_topologies, strategy_named
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from automodel_mesh.topology.sizes import ParallelismSizes
-    from automodel_mesh.topology.strategies import Topologies
+    from automodel_mesh.topology.strategies import Strategy, Topologies
 
 
 class Meshes(NamedTuple):
@@ -29,13 +30,13 @@ class Meshes(NamedTuple):
     root: DeviceMesh
     """All axes of the strategy; its family has the derived ones. Without a coordinate on ranks outside."""
     moe: DeviceMesh | None
-    """(ep_shard, ep) of this rank's pipeline stage, in the same family; `None` without experts or outside."""
+    """(ep_shard, ep), in the same family; `None` without experts or outside."""
     plan: Topologies
     """What was planned, which a rank outside knows too."""
 
 
 def build_meshes(
-    strategy: str,
+    strategy: str | Strategy,
     sizes: ParallelismSizes,
     world_size: int | None = None,
     *,
@@ -48,7 +49,7 @@ def build_meshes(
     """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
 
     Args:
-        strategy: `"fsdp2"`, `"megatron_fsdp"` or `"ddp"`.
+        strategy: a strategy, or the name of a registered one, such as `"fsdp2"`.
         sizes: the sizes asked for, integers of at least 1; `None` where they can be inferred.
         world_size: number of ranks; by default the world's.
         ranks: the global ranks of the mesh, ascending; by default all.
@@ -64,6 +65,7 @@ def build_meshes(
         ValueError: sizes that do not fit the strategy, the ranks, or each other; an override for no axis.
         TypeError: a size or a rank that is not an integer.
     """
+    strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
     plan = plan_topologies(strategy, sizes, resolve_world_size(world_size), ranks=ranks)
     override = dict(backend_override or {})
     _require_axes("backend_override", override, plan)
@@ -81,7 +83,8 @@ def build_meshes(
     register_flattened_axes(root, plan.root.derived, override)
     if plan.moe is None:
         return Meshes(root, None, plan)
-    return Meshes(root, build_moe_mesh(root, plan.moe.size("ep_shard"), plan.moe.size("ep"), override), plan)
+    shape = [plan.moe.size(axis) for axis in EXPERT_MESH_AXES]
+    return Meshes(root, build_moe_mesh(root, strategy.expert_axes, shape, override), plan)
 
 
 def register_flattened_axes(
@@ -105,26 +108,25 @@ def register_flattened_axes(
 
 
 def build_moe_mesh(
-    root: DeviceMesh, ep_shard_size: int, ep_size: int, override: Mapping[str, Any] | None = None
+    root: DeviceMesh, expert_axes: Sequence[str], shape: Sequence[int], override: Mapping[str, Any] | None = None
 ) -> DeviceMesh | None:
-    """Lay the ranks of each pipeline stage out anew for experts, on all ranks of the world.
+    """Lay the ranks along some axes out anew for experts, on all ranks of the world.
 
     Args:
-        root: a root mesh of the fsdp2 strategy.
-        ep_shard_size: size of the outer axis, along which an expert's parameters are sharded.
-        ep_size: size of the inner axis, along which experts are distributed.
+        root: a root mesh.
+        expert_axes: the axes, in the order of the root.
+        shape: sizes of `ep_shard` and `ep`.
         override: for `"ep_shard"` and `"ep"`: a backend, its options, or both as a pair.
 
     Returns:
-        The mesh (ep_shard, ep) of this rank's stage, in the family of the root; `None` on a rank outside.
+        The mesh (ep_shard, ep) that this rank is in, in the family of the root; `None` on a rank outside.
 
     Raises:
-        ValueError: the sizes do not multiply to the ranks of a stage.
+        ValueError: the sizes do not multiply to the number of ranks along the axes.
     """
-    names = ("ep_shard", "ep")
-    chosen: dict[int | str, Any] = {name: override[name] for name in names if override and name in override}
+    chosen: dict[int | str, Any] = {axis: override[axis] for axis in EXPERT_MESH_AXES if override and axis in override}
     with suppress(compat.RankNotInMeshError):
-        return compat.refold(root, EXPERT_AXES, (ep_shard_size, ep_size), names, backend_override=chosen)
+        return compat.refold(root, expert_axes, shape, EXPERT_MESH_AXES, backend_override=chosen)
     return None
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
@@ -27,7 +28,17 @@ from automodel_mesh.strategy_configs import (
     resolve_activation_checkpointing,
 )
 from automodel_mesh.topology.sizes import ParallelismSizes
-from automodel_mesh.topology.strategies import UNSUPPORTED_SIZES, check_supported_sizes, strategy_name
+from automodel_mesh.topology.strategies import (
+    STRATEGIES,
+    Strategy,
+    StrategyConfig,
+    check_supported_option,
+    check_supported_sizes,
+    find_strategy,
+    strategy_for,
+    strategy_name,
+    strategy_named,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +117,7 @@ class DistributedSetup:
         ValueError: arguments that do not fit together; the message names the field, its value and what would do.
     """
 
-    strategy_config: DistributedStrategyConfig | None = None
+    strategy_config: StrategyConfig | None = None
     parallelism_sizes: ParallelismSizes | None = None
     pipeline_config: PipelineConfig | None = None
     moe_parallel_config: MoEParallelizerConfig | None = None
@@ -115,20 +126,21 @@ class DistributedSetup:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        sizes = _sizes_of(self)
-        strategy = None if self.strategy_config is None else strategy_name(self.strategy_config)
+        strategy = None if self.strategy_config is None else strategy_for(self.strategy_config)
+        sizes = _sizes_of(self, strategy)
         if strategy is not None:
             check_supported_sizes(strategy, sizes)
         _check_needed(self, "pipeline_config", "pp_size", sizes, strategy)
         _check_needed(self, "moe_parallel_config", "ep_size", sizes, strategy)
-        _check_sequence_parallel(self.strategy_config)
-        mode = _settle_checkpointing(self.activation_checkpointing, self.strategy_config)
+        mode = _settle_checkpointing(self.activation_checkpointing, self.strategy_config, strategy)
+        if strategy is not None:
+            _check_options(self.strategy_config, strategy)
         object.__setattr__(self, "activation_checkpointing", mode)
 
     @classmethod
     def build(  # noqa: PLR0917 - six arguments can be given by position where we stand in
         cls,
-        strategy: str | DistributedStrategyConfig = "fsdp2",
+        strategy: str | StrategyConfig = "fsdp2",
         parallelism_sizes: ParallelismSizes | None = None,
         pipeline_config: PipelineConfig | Mapping[str, Any] | None = None,
         moe_parallel_config: MoEParallelizerConfig | Mapping[str, Any] | None = None,
@@ -145,9 +157,10 @@ class DistributedSetup:
         make the setup directly.
 
         Args:
-            strategy: a name of `STRATEGY_MAP`, in any case, or an instance of one of its classes.
-            parallelism_sizes: the sizes asked for; by default all ranks are data parallel. `dp_replicate_size` is for
-                fsdp2 only, as are `pp_size` and `ep_size`; ddp takes `dp_size` alone.
+            strategy: a name of `STRATEGY_MAP`, in any case, or a configuration of any class that `strategy_for`
+                recognises.
+            parallelism_sizes: the sizes asked for; by default all ranks are data parallel. Of the built-in strategies,
+                fsdp2 alone takes `dp_replicate_size`, `pp_size` and `ep_size`; ddp takes `dp_size` alone.
             pipeline_config: for `pp_size` above 1 only, where `PipelineConfig()` is the default; a dict has its fields.
             moe_parallel_config: for `ep_size` above 1 only, where `MoEParallelizerConfig()` is the default; a dict has
                 its fields.
@@ -237,30 +250,21 @@ def _coerce(kind: type[_Config], argument: str, value: object) -> _Config | None
     )
 
 
-def _coerce_strategy(strategy: str | DistributedStrategyConfig) -> DistributedStrategyConfig:
+def _coerce_strategy(strategy: str | StrategyConfig) -> StrategyConfig:
     """Return the configuration of a strategy given by name, with its defaults, or the one given."""
-    if not isinstance(strategy, str):
-        _check_strategy("strategy", strategy, f", or one of the names {one_of_names(STRATEGY_MAP)}")
-        return strategy
-    kind = STRATEGY_MAP.get(strategy.lower())
-    if kind is None:
-        raise ValueError(
-            f"strategy={strategy!r} is not known: give one of {one_of_names(STRATEGY_MAP)}, or an instance of one of "
-            f"{_strategy_classes()}"
-        )
-    return kind()
+    if isinstance(strategy, str):
+        config: StrategyConfig = STRATEGY_MAP[strategy_named(strategy).name]()
+        return config
+    _check_strategy("strategy", strategy, f", or one of the names {one_of_names(STRATEGY_MAP)}")
+    return strategy
 
 
 def _check_strategy(argument: str, value: object, hint: str) -> None:
-    if not isinstance(value, tuple(STRATEGY_MAP.values())):
+    if find_strategy(value) is None:
+        classes = ", ".join(strategy.config_name for strategy in STRATEGIES.values())
         raise TypeError(
-            f"{argument}={value!r} is of type {type(value).__name__}: give an instance of one of "
-            f"{_strategy_classes()}{hint}"
+            f"{argument}={value!r} is of type {type(value).__name__}: give an instance of one of {classes}{hint}"
         )
-
-
-def _strategy_classes() -> str:
-    return ", ".join(kind.__name__ for kind in dict.fromkeys(STRATEGY_MAP.values()))
 
 
 def _check_type(argument: str, value: object, kind: type, hint: str = "") -> None:
@@ -291,54 +295,66 @@ def _check_world_size(world_size: object) -> None:
         )
 
 
-def _sizes_of(setup: DistributedSetup) -> ParallelismSizes:
-    """Return the sizes of the meshes, once they are seen to be those asked for; without meshes, those asked for."""
+def _sizes_of(setup: DistributedSetup, strategy: Strategy | None) -> ParallelismSizes:
+    """Return the sizes of the meshes, after a check that they are those asked for; without meshes, those asked for."""
     context = setup.mesh_context
     asked = ParallelismSizes() if setup.parallelism_sizes is None else setup.parallelism_sizes
     if context.device_mesh is None and context.moe_mesh is None:
         return asked
-    built = ParallelismSizes(**{name: getattr(context, name) for name in as_dict(asked)})
-    if setup.parallelism_sizes is None:
-        return built
-    for name, value in as_dict(asked).items():
-        there = getattr(built, name)
-        if name == "dp_replicate_size":
-            there = there or 1
-        if value is not None and there is not None and value != there:
+    found = {name: _built_size(context, name, strategy) for name in as_dict(asked)}
+    built = {name: size for name, size in found.items() if size is not None}
+    for name, size in built.items():
+        value = getattr(setup.parallelism_sizes, name, None)
+        if value is not None and value != size:
             raise ValueError(
-                f"parallelism_sizes.{name}={value}, but the meshes of mesh_context have {name}={there}: give the sizes "
+                f"parallelism_sizes.{name}={value}, but the meshes of mesh_context have {name}={size}: give the sizes "
                 "that the meshes were built with, or None"
             )
-    return built
+    return dataclasses.replace(asked, **built)
+
+
+def _built_size(context: MeshContext, name: str, strategy: Strategy | None) -> int | None:
+    """Return a size as the meshes have it, `None` if they do not have it: it is that of an axis, or of several."""
+    named = name.removesuffix("_size")  # such as `tp`, in a mesh of any strategy or none
+    axes = () if strategy is None else strategy.axes_of(name)
+    sizes = [context.axis_size(axis) or 0 for axis in axes]
+    if axes and all(sizes):
+        return prod(sizes)
+    if strategy is not None and not axes and named in strategy.all_axes:
+        return None  # derived from axes that come from other sizes, as `cp` may be from `ring` and `ulysses`
+    return context.axis_size(named) or (None if name == "dp_size" else 1)
 
 
 def _check_needed(
-    setup: DistributedSetup, name: str, size_name: str, sizes: ParallelismSizes, strategy: str | None
+    setup: DistributedSetup, name: str, size_name: str, sizes: ParallelismSizes, strategy: Strategy | None
 ) -> None:
     """Refuse a configuration of a parallelism that there is none of."""
     value, size = getattr(setup, name), getattr(sizes, size_name)
     if value is None or size > 1:
         return
     remedy = f"parallelism_sizes=ParallelismSizes({size_name}=2) or more"
-    if strategy is not None and size_name in UNSUPPORTED_SIZES[strategy]:
-        remedy = f"strategy 'fsdp2' ({strategy} supports no {size_name} above 1) with {remedy}"
+    if strategy is not None and not strategy.supports(size_name):
+        other = next(other.name for other in STRATEGIES.values() if other.supports(size_name))
+        remedy = f"strategy {other!r} ({strategy.name} supports no {size_name} above 1) with {remedy}"
     raise ValueError(
         f"{name}={brief(value)} needs {size_name} > 1, but {size_name}={size}: give {remedy}, or {name}=None"
     )
 
 
-def _check_sequence_parallel(config: DistributedStrategyConfig | None) -> None:
-    if isinstance(config, MegatronFSDPConfig) and config.sequence_parallel:
-        raise ValueError(
-            "sequence_parallel=True, but megatron_fsdp does not support it: give "
-            "MegatronFSDPConfig(sequence_parallel=False), or use strategy 'fsdp2'"
-        )
+def _check_options(config: StrategyConfig | None, strategy: Strategy) -> None:
+    """Refuse a field of a configuration with the value that the strategy does not support."""
+    for option in strategy.unsupported_options:
+        value = getattr(config, option, None)
+        remedy = f"{type(config).__name__}({option}=False)" if value is True else f"another {option}"
+        check_supported_option(strategy, option, value, remedy)
 
 
-def _settle_checkpointing(value: object, config: DistributedStrategyConfig | None) -> ActivationCheckpointing:
+def _settle_checkpointing(
+    value: object, config: StrategyConfig | None, strategy: Strategy | None
+) -> ActivationCheckpointing:
     """Return the mode that the setup and the strategy's configuration ask for; they must not ask for two."""
-    mode = resolve_activation_checkpointing(value, None if config is None else type(config))
-    own = False if config is None else config.activation_checkpointing
+    mode = resolve_activation_checkpointing(value, strategy)
+    own = resolve_activation_checkpointing(getattr(config, "activation_checkpointing", False), strategy)
     if mode and own and mode != own:
         raise ValueError(
             f"activation_checkpointing={value!r}, but {type(config).__name__} has activation_checkpointing={own!r}: "

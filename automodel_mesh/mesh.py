@@ -13,7 +13,7 @@ from automodel_mesh import compat, strategy_configs
 from automodel_mesh.build import Meshes, build_meshes
 from automodel_mesh.nemo import old_names
 from automodel_mesh.topology.sizes import ParallelismSizes
-from automodel_mesh.topology.strategies import strategy_name
+from automodel_mesh.topology.strategies import STRATEGIES, fully_shard_strategy, strategy_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Self
 
-    from automodel_mesh.strategy_configs import DistributedStrategyConfig
+    from automodel_mesh.topology.strategies import StrategyConfig
 
 __all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
 
@@ -80,7 +80,7 @@ class MeshContext:
     @classmethod
     def build(
         cls,
-        strategy_config: DistributedStrategyConfig,
+        strategy_config: StrategyConfig,
         parallelism_sizes: ParallelismSizes | None = None,
         world_size: int | None = None,
         *,
@@ -92,7 +92,8 @@ class MeshContext:
         """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
 
         Args:
-            strategy_config: an instance of `FSDP2Config`, `MegatronFSDPConfig` or `DDPConfig`.
+            strategy_config: an instance of `FSDP2Config`, `MegatronFSDPConfig` or `DDPConfig`, or a configuration of
+                any class that `strategy_for` recognises.
             parallelism_sizes: the sizes asked for; by default all ranks are data parallel.
             world_size: number of ranks; by default found from the process group or the launcher.
             timeout_minutes: the timeout of every process group made, in minutes; by default the backend's.
@@ -101,31 +102,31 @@ class MeshContext:
             separate_groups: the axes that want process groups which no other axis uses, to overlap their collectives.
 
         Returns:
-            The context. For DDP without meshes: its `process_group` has the model's ranks. On a rank outside of
-            `ranks`, `is_member` is false, and asking for a submesh or a group is an error.
+            The context. With DDP, and any strategy without a mesh, it has a `process_group` of the model's ranks in
+            place of meshes. On a rank outside of `ranks`, `is_member` is false, and asking for a submesh or a group is
+            an error.
 
         Raises:
             ValueError: sizes that do not fit the strategy, the ranks, or each other: the message says which, and what
                 would do.
-            TypeError: a size or rank that is not an integer, a strategy that is none.
+            TypeError: a size or rank that is not an integer; `strategy_config` is no strategy's configuration.
         """
         timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
-        name = strategy_name(strategy_config)
-        sizes = parallelism_sizes or ParallelismSizes()
+        strategy = strategy_for(strategy_config)
         meshes = build_meshes(
-            name,
-            sizes,
+            strategy,
+            parallelism_sizes or ParallelismSizes(),
             world_size,
             ranks=ranks,
             timeout=timeout,
             backend_override=backend_override,
             separate_groups=separate_groups,
         )
-        if name == "ddp":
+        if strategy.has_mesh:
+            context = cls(meshes.root, meshes.moe)
+        else:
             member = compat.get_coordinate(meshes.root) is not None
             context = cls(process_group=compat.get_group(meshes.root) if member else None)
-        else:
-            context = cls(meshes.root, meshes.moe)
         context._built = meshes
         return context
 
@@ -191,6 +192,15 @@ class MeshContext:
         """Ranks that a replica is sharded over, without context parallelism (default 1)."""
         return self._size(self.device_mesh, MeshAxisName.DP_SHARD) or 1
 
+    def axis_size(self, axis: str) -> int | None:
+        """Return the size of any axis of the meshes, on a rank outside of the model too; `None` without such an axis.
+
+        Args:
+            axis: an axis that the root or the expert mesh was built with, or a flattened one.
+        """
+        sizes = (self._size(mesh, axis, default=None) for mesh in (self.device_mesh, self.moe_mesh))
+        return next((size for size in sizes if size is not None), None)
+
     def pipeline_axis_kwargs(self) -> dict[str, object]:
         """Return the axis names that a pipeline's builder takes as keywords.
 
@@ -217,9 +227,9 @@ class MeshContext:
 
     def _dp_axis_names(self) -> tuple[str, ...]:
         """Return the axes to slice the FSDP mesh by: the replicas' axis is among them where there are several."""
-        if (self.dp_replicate_size or 1) > 1:
-            return (MeshAxisName.DP_REPLICATE, MeshAxisName.DP_SHARD_CP)
-        return (MeshAxisName.DP_SHARD_CP,)
+        names = None if self.device_mesh is None else self.device_mesh.mesh_dim_names
+        *replicas, shard = fully_shard_strategy(names or ()).fully_shard_axes
+        return (*(axis for axis in replicas if (self.axis_size(axis) or 1) > 1), shard)
 
     def process_groups(self) -> list[compat.GroupReport]:
         """List the process groups behind the meshes that this rank belongs to.
@@ -251,7 +261,7 @@ class MeshContext:
     def _mesh(self) -> DeviceMesh | None:
         return self.device_mesh if self._built is None else self._built.root
 
-    def _size(self, mesh: DeviceMesh | None, axis: MeshAxisName, default: int | None = 1) -> int | None:
+    def _size(self, mesh: DeviceMesh | None, axis: str, default: int | None = 1) -> int | None:
         """Return the size of an axis, from the plan where this rank is outside and has no such axis."""
         if self._built is None or self.is_member:
             return _get_axis_size(mesh, axis, default)
@@ -267,7 +277,7 @@ class MeshContext:
         self.close()
 
 
-def _get_axis_size(mesh: DeviceMesh | None, axis: MeshAxisName, default: int | None = 1) -> int | None:
+def _get_axis_size(mesh: DeviceMesh | None, axis: str, default: int | None = 1) -> int | None:
     """Return the size of an axis, native or flattened, if the mesh has it, else the default."""
     if mesh is None:
         return default
@@ -284,17 +294,18 @@ def _optional_axis(mesh: DeviceMesh | None, axis: MeshAxisName) -> str | None:
 
 
 def _validate_mesh_axis_names(mesh_context: MeshContext) -> None:
-    """Refuse a mesh with an axis name that is no `MeshAxisName`, and one without names."""
+    """Refuse a mesh without names, and one with a name that is no `MeshAxisName` and no axis of a strategy."""
+    known = _VALID_AXIS_NAMES.union(*(strategy.all_axes for strategy in STRATEGIES.values()))
     for which in ("device_mesh", "moe_mesh"):
         mesh: DeviceMesh | None = getattr(mesh_context, which)
         if mesh is None:
             continue
         names = mesh.mesh_dim_names or ()
-        unknown = [name for name in names if name not in _VALID_AXIS_NAMES]
+        unknown = [name for name in names if name not in known]
         if unknown or not names:
             raise ValueError(
                 f"{which} has the axes {list(names)}, and {unknown or 'a mesh without names'} is not known here: name "
-                f"its axes from {sorted(map(str, MeshAxisName))}."
+                f"its axes from {sorted(map(str, known))}, or register a strategy with these axes."
             )
 
 

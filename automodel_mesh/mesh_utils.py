@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from automodel_mesh import compat
 from automodel_mesh.compat.slicing import remembered
-from automodel_mesh.mesh import MeshAxisName
 from automodel_mesh.nemo.mesh_utils import *  # noqa: F403 - underscored names, which NeMo AutoModel's code imports from here
+from automodel_mesh.topology.strategies import fully_shard_strategy
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -55,17 +55,18 @@ def get_submesh(device_mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
 
 def get_fsdp_dp_mesh(
     device_mesh: DeviceMesh,
-    dp_replicate_name: str = MeshAxisName.DP_REPLICATE,
-    dp_shard_cp_name: str = MeshAxisName.DP_SHARD_CP,
+    dp_replicate_name: str | None = None,
+    dp_shard_cp_name: str | None = None,
 ) -> DeviceMesh:
     """Return the mesh to give to `fully_shard`. No process group is made, ever.
 
     A 2-D mesh means replicas of shards (HSDP) to FSDP2, so without replicas it is always one axis.
 
     Args:
-        device_mesh: the root mesh of the fsdp2 strategy, or any mesh derived from it.
-        dp_replicate_name: the axis of the replicas.
-        dp_shard_cp_name: the flattened axis that parameters are sharded over with context parallelism.
+        device_mesh: the root mesh of a strategy that uses `fully_shard`, or any mesh derived from it.
+        dp_replicate_name: the axis of the replicas; by default the strategy's, or `dp_replicate`.
+        dp_shard_cp_name: the flattened axis that parameters are sharded over with context parallelism; by default the
+            strategy's, or `dp_shard_cp`.
 
     Returns:
         `dp_shard` without replicas and context parallelism, `dp_shard_cp` with context parallelism, and each of them
@@ -100,12 +101,18 @@ def create_ring_ulysses_mesh(mesh: DeviceMesh, *, ring_degree: int, ulysses_degr
     return compat.refold(holder, ("cp",), (ring_degree, ulysses_degree), ("ring", "ulysses"))
 
 
-def _find_fsdp_dp_mesh(device_mesh: DeviceMesh, request: tuple[str, str]) -> DeviceMesh:
-    replicate, shard_cp = request
+def _find_fsdp_dp_mesh(device_mesh: DeviceMesh, request: tuple[str | None, str | None]) -> DeviceMesh:
     root = compat.get_root_mesh(device_mesh)
+    strategy = fully_shard_strategy(root.mesh_dim_names or ())
+    *replicas, shard = strategy.fully_shard_axes
+    alone, *context = strategy.derived.get(shard, (shard,))
     # A part of the root may lack the axes that decide; an unflattened mesh may be the only one to have them.
-    holder = root if "dp_shard" in (root.mesh_dim_names or ()) else device_mesh
+    holder = root if alone in (root.mesh_dim_names or ()) else device_mesh
     sizes = dict(zip(holder.mesh_dim_names or (), holder.shape, strict=True))
-    shard = "dp_shard" if "dp_shard" in sizes and sizes.get("cp", 1) == 1 else shard_cp
-    axes = (replicate, shard) if sizes.get(str.__str__(replicate), 1) > 1 else (shard,)
-    return compat.slice_mesh(holder, axes)
+    if request[0] is not None:
+        replicas = [str.__str__(request[0])]
+    if alone in sizes and all(sizes.get(axis, 1) == 1 for axis in context):
+        shard = alone
+    elif request[1] is not None:
+        shard = request[1]
+    return compat.slice_mesh(holder, (*(axis for axis in replicas if sizes.get(axis, 1) > 1), shard))

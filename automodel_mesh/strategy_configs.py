@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
 from automodel_mesh.checks import is_int
 from automodel_mesh.fields import as_dict, check_choice, check_flags, check_names, check_positive, one_of_names
+from automodel_mesh.topology.strategies import STRATEGIES, Strategy, check_supported_option, strategy_for
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy
@@ -30,14 +31,12 @@ ActivationCheckpointing: TypeAlias = bool | Literal["full", "selective"]
 """
 
 
-def resolve_activation_checkpointing(
-    value: object, strategy: type[DistributedStrategyConfig] | None = None
-) -> ActivationCheckpointing:
-    """Return the mode that is meant, `True` for `"full"`, once it is seen to be one that the strategy supports.
+def resolve_activation_checkpointing(value: object, strategy: Strategy | None = None) -> ActivationCheckpointing:
+    """Return the mode that is meant, `True` for `"full"`, after a check that the strategy supports it.
 
     Args:
         value: `False`, `True`, `"full"` or `"selective"`.
-        strategy: the class of the strategy's configuration; by default every mode is valid.
+        strategy: the strategy; by default every mode is valid.
 
     Returns:
         `False`, `True` or `"selective"`.
@@ -53,11 +52,10 @@ def resolve_activation_checkpointing(
         )
     if value not in modes:
         raise ValueError(f"activation_checkpointing={value!r} is not known: give one of {one_of_names(modes)}")
-    if strategy is not None and value == "selective" and not strategy.selective_checkpointing:
-        raise ValueError(
-            f"activation_checkpointing='selective', but {strategy.strategy} does not support it: give one of "
-            f"{one_of_names(modes[:-1])}, or use strategy 'fsdp2' or 'ddp'"
-        )
+    if strategy is not None:
+        name = "activation_checkpointing"
+        remedy = f"one of {one_of_names(mode for mode in modes if strategy.accepts(name, mode))}"
+        check_supported_option(strategy, name, value, remedy)
     return "selective" if value == "selective" else bool(value)
 
 
@@ -72,9 +70,6 @@ class FSDP2Config:
 
     strategy: ClassVar[str] = "fsdp2"
     """The strategy's name."""
-
-    selective_checkpointing: ClassVar[bool] = True
-    """Whether `activation_checkpointing="selective"` is supported."""
 
     sequence_parallel: bool = False
     """Whether tensor parallel layers shard their activations along the sequence too. By default `False`."""
@@ -130,9 +125,6 @@ class MegatronFSDPConfig:
 
     strategy: ClassVar[str] = "megatron_fsdp"
     """The strategy's name."""
-
-    selective_checkpointing: ClassVar[bool] = False
-    """Whether `activation_checkpointing="selective"` is supported."""
 
     sequence_parallel: bool = False
     """Not supported with this strategy: a setup refuses `True`. By default `False`."""
@@ -214,9 +206,6 @@ class DDPConfig:
     strategy: ClassVar[str] = "ddp"
     """The strategy's name."""
 
-    selective_checkpointing: ClassVar[bool] = True
-    """Whether `activation_checkpointing="selective"` is supported."""
-
     broadcast_buffers: bool = True
     """Whether buffers, such as running means, are sent by the first rank at each forward pass. By default `True`. From
     torch 2.13 on, `DistributedDataParallel` calls this `forward_sync_buffers` and warns of the older name; `True` is
@@ -248,23 +237,33 @@ class DDPConfig:
 
 
 DistributedStrategyConfig: TypeAlias = FSDP2Config | MegatronFSDPConfig | DDPConfig
-"""Any strategy's configuration."""
+"""The configuration of any built-in strategy."""
 
-STRATEGY_MAP: Final[Mapping[str, type[DistributedStrategyConfig]]] = MappingProxyType(
-    {
-        "fsdp2": FSDP2Config,
-        "ddp": DDPConfig,
-        "megatron_fsdp": MegatronFSDPConfig,
-        "megatron-fsdp": MegatronFSDPConfig,
-        "mfsdp": MegatronFSDPConfig,
-    }
-)
-"""The configuration's class for each name that a strategy goes by."""
+
+class _ConfigClasses(Mapping[str, type[Any]]):
+    """The class of the configuration for each name and alias of a registered strategy."""
+
+    def __getitem__(self, name: str) -> type[Any]:
+        for strategy in STRATEGIES.values():
+            if name in strategy.names:
+                config = strategy.config
+                return resolve_name(config) if isinstance(config, str) else config
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for strategy in STRATEGIES.values() for name in strategy.names)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+STRATEGY_MAP: Final[Mapping[str, type[Any]]] = _ConfigClasses()
+"""The configuration's class for each name and alias of a strategy, those of strategies registered later included."""
 
 
 def _settle_activation_checkpointing(config: DistributedStrategyConfig) -> None:
     """Check the mode of a configuration, and keep `True` for `"full"`."""
-    mode = resolve_activation_checkpointing(config.activation_checkpointing, type(config))
+    mode = resolve_activation_checkpointing(config.activation_checkpointing, strategy_for(config))
     object.__setattr__(config, "activation_checkpointing", mode)
 
 

@@ -205,13 +205,13 @@ def test_bad_arguments_start_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
 HALF = FSDP2Config(activation_checkpointing="selective")
 MFSDP_SEQUENCE = MegatronFSDPConfig(sequence_parallel=True)
 INVALID: list[tuple[Mapping[str, Any], type[Exception], str]] = [
-    ({"strategy": "fsdp3"}, ValueError, r"strategy='fsdp3' is not known: give one of 'fsdp2', 'ddp', 'megatron_fsdp'"),
+    ({"strategy": "fsdp3"}, ValueError, r"strategy='fsdp3' is not known: give one of 'fsdp2', 'megatron_fsdp', 'ddp'"),
     (
         {"strategy": None},
         TypeError,
-        "strategy=None is of type NoneType: give an instance of one of FSDP2Config, DDPCon",
+        "strategy=None is of type NoneType: give an instance of one of FSDP2Config, MegatronFSDPCon",
     ),
-    ({"strategy": FSDP2Config}, TypeError, "of type type: .* MegatronFSDPConfig, or one of the names 'fsdp2', 'ddp'"),
+    ({"strategy": FSDP2Config}, TypeError, "of type type: .* DDPConfig, or one of the names 'fsdp2', 'megatron_fsdp'"),
     ({"parallelism_sizes": {"tp_size": 2}}, TypeError, r"parallelism_sizes=\{'tp_size': 2\} is of type dict"),
     ({"pipeline_config": {}}, ValueError, r"pipeline_config=PipelineConfig\(\) needs pp_size > 1, but pp_size=1: give"),
     (

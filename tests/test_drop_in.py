@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
-import io
 import re
 import subprocess
 import warnings
@@ -14,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+
+from tests.pages import blocks, run
 
 PAGE = (Path(__file__).parents[1] / "docs/how-to/replacing-nemo-automodel.md").read_text(encoding="utf-8")
 THERE = "nemo_automodel.components.distributed"
@@ -172,18 +172,13 @@ def test_the_page_says_what_replaces_each_old_name() -> None:
             assert find(module, found) is not None
 
 
-def blocks(language: str) -> list[str]:
-    """Return the page's code blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
-
-
 @pytest.fixture
 def scripts(tmp_path: Path) -> dict[str, str]:
     """Write the page's scripts into files, run the page's commands on them, and return what became of them."""
-    before = dict(zip(("train.py", "old.py"), blocks("python"), strict=True))
+    before = dict(zip(("train.py", "old.py"), blocks(PAGE, "python"), strict=True))
     for name, text in before.items():
         (tmp_path / name).write_text(text)
-    for command in blocks("bash"):
+    for command in blocks(PAGE, "bash"):
         subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True, timeout=60)
     after = {name: (tmp_path / name).read_text() for name in before}
     for name, text in before.items():
@@ -192,14 +187,6 @@ def scripts(tmp_path: Path) -> dict[str, str]:
         assert changed == [(old, new) for old, new in pairs if old.startswith(f"from {THERE}")]
         assert all(new.startswith("from automodel_mesh") for _, new in changed)
     return after
-
-
-def run(name: str, text: str) -> str:
-    """Run a script as `__main__` and return what it prints."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(text, name, "exec"), {"__name__": "__main__"})  # noqa: S102 - it is our own
-    return printed.getvalue()
 
 
 @pytest.mark.release_independent
@@ -212,7 +199,7 @@ def test_the_command_changes_import_lines_alone(scripts: dict[str, str], name: s
 @pytest.mark.ranks(8)
 def test_the_changed_scripts_run(scripts: dict[str, str]) -> None:
     """On eight ranks they print what the page says; old names warn once, at the line that imports them."""
-    outputs = dict(zip(scripts, blocks("text"), strict=True))
+    outputs = dict(zip(scripts, blocks(PAGE, "text"), strict=True))
     warned: dict[str, list[tuple[type[Warning], int]]] = {}
     for name, text in scripts.items():
         with warnings.catch_warnings(record=True) as caught:

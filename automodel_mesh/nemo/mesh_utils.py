@@ -9,10 +9,10 @@ from automodel_mesh import compat
 from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
 from automodel_mesh.checks import check_size
 from automodel_mesh.mesh import MeshAxisName
-from automodel_mesh.strategy_configs import DistributedStrategyConfig, FSDP2Config, MegatronFSDPConfig
+from automodel_mesh.strategy_configs import FSDP2Config, MegatronFSDPConfig
 from automodel_mesh.topology.grid import Topology
 from automodel_mesh.topology.sizes import ParallelismSizes, infer_dp_size
-from automodel_mesh.topology.strategies import plan_topologies, strategy_name
+from automodel_mesh.topology.strategies import StrategyConfig, plan_topologies, strategy_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,29 +46,29 @@ class _MeshSpec:
 
 
 def _create_device_meshes(
-    strategy_config: DistributedStrategyConfig, parallelism: ParallelismSizes, world_size: int
+    strategy_config: StrategyConfig, parallelism: ParallelismSizes, world_size: int
 ) -> tuple[DeviceMesh | None, DeviceMesh | None]:
     """Build the root and the expert mesh of a strategy; DDP has neither."""
-    name = strategy_name(strategy_config)
-    if name == "ddp":
-        plan_topologies(name, parallelism, world_size)
-        return None, None
-    return build_meshes(name, parallelism, world_size)[:2]
+    strategy = strategy_for(strategy_config)
+    if strategy.has_mesh:
+        return build_meshes(strategy, parallelism, world_size)[:2]
+    plan_topologies(strategy, parallelism, world_size)  # for its checks
+    return None, None
 
 
 def _create_fsdp2_device_mesh(parallelism: ParallelismSizes, world_size: int) -> tuple[DeviceMesh, DeviceMesh | None]:
     """Build the root mesh of FSDP2, and its expert mesh where experts are parallel."""
-    return build_meshes(strategy_name(FSDP2Config()), parallelism, world_size)[:2]
+    return build_meshes(FSDP2Config.strategy, parallelism, world_size)[:2]
 
 
 def _create_megatron_fsdp_device_mesh(parallelism: ParallelismSizes, world_size: int) -> DeviceMesh:
     """Build the mesh of Megatron-FSDP."""
-    return build_meshes(strategy_name(MegatronFSDPConfig()), parallelism, world_size).root
+    return build_meshes(MegatronFSDPConfig.strategy, parallelism, world_size).root
 
 
 def _create_moe_mesh(device_mesh: DeviceMesh, ep_shard_size: int, ep_size: int) -> DeviceMesh:
     """Lay the ranks of a stage out as (ep_shard, ep)."""
-    mesh = build_moe_mesh(device_mesh, ep_shard_size, ep_size)
+    mesh = build_moe_mesh(device_mesh, strategy_for(FSDP2Config()).expert_axes, (ep_shard_size, ep_size))
     if mesh is None:
         raise compat.RankNotInMeshError(f"this rank is not in {device_mesh}, so it has no expert mesh of it")
     return mesh

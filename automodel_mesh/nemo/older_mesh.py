@@ -11,19 +11,15 @@ from automodel_mesh.mesh import _VALID_AXIS_NAMES, MeshAxisName, _get_axis_size,
 from automodel_mesh.mesh import _validate_mesh_axis_names as _validate_mesh_dim_names
 from automodel_mesh.nemo.old_names import validate_distributed_setup as _validate_distributed_setup
 from automodel_mesh.topology.sizes import ParallelismSizes
-from automodel_mesh.topology.strategies import strategy_name
+from automodel_mesh.topology.strategies import strategy_for
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Self
 
-    from automodel_mesh.config import (
-        ActivationCheckpointing,
-        DistributedStrategyConfig,
-        MoEParallelizerConfig,
-        PipelineConfig,
-    )
+    from automodel_mesh.config import ActivationCheckpointing, MoEParallelizerConfig, PipelineConfig
+    from automodel_mesh.topology.strategies import StrategyConfig
 
 __all__ = [
     "STRATEGY_MAP",
@@ -59,7 +55,7 @@ class MeshContext(mesh.MeshContext):
         TypeError: `strategy_config` is no strategy's configuration.
     """
 
-    strategy_config: DistributedStrategyConfig | None = None
+    strategy_config: StrategyConfig | None = None
     pipeline_config: PipelineConfig | None = None
     moe_config: MoEParallelizerConfig | None = None
     activation_checkpointing: ActivationCheckpointing = False
@@ -68,7 +64,7 @@ class MeshContext(mesh.MeshContext):
     # By hand, because a generated one would take the meshes first, as the current generation does.
     def __init__(  # noqa: PLR0917 - the older generation's arguments, in its order
         self,
-        strategy_config: DistributedStrategyConfig | None = None,
+        strategy_config: StrategyConfig | None = None,
         pipeline_config: PipelineConfig | None = None,
         moe_config: MoEParallelizerConfig | None = None,
         activation_checkpointing: ActivationCheckpointing = False,
@@ -92,7 +88,7 @@ class MeshContext(mesh.MeshContext):
     @classmethod
     def build(
         cls,
-        strategy_config: DistributedStrategyConfig,
+        strategy_config: StrategyConfig,
         parallelism_sizes: ParallelismSizes | None = None,
         world_size: int | None = None,
         **more: Any,
@@ -122,7 +118,7 @@ class MeshContext(mesh.MeshContext):
         device_mesh: DeviceMesh | None,
         moe_mesh: DeviceMesh | None = None,
         *,
-        strategy_config: DistributedStrategyConfig | None = None,
+        strategy_config: StrategyConfig | None = None,
         pipeline_config: PipelineConfig | None = None,
         moe_config: MoEParallelizerConfig | None = None,
         activation_checkpointing: ActivationCheckpointing = False,
@@ -195,8 +191,8 @@ class MeshContext(mesh.MeshContext):
         )
         # The one field whose name has changed: checked by this name first, so that the message has it.
         owner: Any = self
-        strategy = None if self.strategy_config is None else strategy_name(self.strategy_config)
-        _check_needed(owner, "moe_config", "ep_size", _sizes_of(setup), strategy)
+        strategy = None if self.strategy_config is None else strategy_for(self.strategy_config)
+        _check_needed(owner, "moe_config", "ep_size", _sizes_of(setup, strategy), strategy)
         return replace(setup, moe_parallel_config=self.moe_config)
 
     @classmethod

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from math import isqrt, prod
-from typing import Final
 
 from automodel_mesh.checks import check_size
 from automodel_mesh.errors import MeshArgumentError
 
 __all__ = ["ParallelismSizes", "check_sizes", "divisors", "infer_dp_size"]
-
-OPTIONAL_FIELDS: Final = ("dp_size", "dp_replicate_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +23,7 @@ class ParallelismSizes:
         tp_size: Tensor-parallel size, at least 1.
         pp_size: Pipeline-parallel size, at least 1.
         cp_size: Context-parallel size, at least 1.
-        ep_size: Expert-parallel size, at least 1; takes no ranks of its own, see `EXPERT_AXES`.
+        ep_size: Expert-parallel size, at least 1; takes no ranks of its own.
 
     Raises:
         TypeError: A size is not an int (a bool, a float, a string), or is `None` where none can be inferred.
@@ -48,13 +45,13 @@ def check_sizes(sizes: ParallelismSizes) -> None:
     """Require that every size is an int of at least 1, or `None` if that is the field's default.
 
     Args:
-        sizes: The sizes, or an object with the same attributes. Whether they fit together is checked by the planner.
+        sizes: The sizes. Whether they fit together is checked by the planner.
 
     Raises:
         TypeError: A size is not an int.
         ValueError: A size is less than 1.
     """
-    for size in fields(sizes if is_dataclass(sizes) else ParallelismSizes):
+    for size in fields(sizes):
         check_size(size.name, getattr(sizes, size.name), optional=size.default is None)
 
 

@@ -1,42 +1,42 @@
-"""What each strategy makes of the sizes: its axes, derived axes and expert grid, without torch."""
+"""The strategies there are, and the axes, derived axes and expert grid that each makes of the sizes; without torch.
+
+A strategy is a record. The three at the end of this module are registered as a framework registers its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from math import prod
 from types import MappingProxyType
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from automodel_mesh.checks import check_size, checked_ranks
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.topology.grid import Topology
-from automodel_mesh.topology.sizes import (
-    OPTIONAL_FIELDS,
-    ParallelismSizes,
-    check_sizes,
-    divisors,
-    equation,
-    infer_dp_size,
-    one_of,
-)
+from automodel_mesh.topology.records import EXPERT_MESH_AXES, Strategy
+from automodel_mesh.topology.sizes import ParallelismSizes, divisors, equation, infer_dp_size, one_of
 
 __all__ = [
-    "EXPERT_AXES",
     "STRATEGIES",
-    "UNSUPPORTED_SIZES",
+    "Strategy",
     "StrategyConfig",
     "Topologies",
+    "check_supported_option",
     "check_supported_sizes",
+    "find_strategy",
+    "fully_shard_strategy",
     "plan_topologies",
+    "register_strategy",
+    "strategy_for",
     "strategy_name",
+    "strategy_named",
 ]
 
-# The expert mesh re-folds every axis of a pipeline stage. NeMo AutoModel's `_create_moe_mesh` flattens these
-# four axes and unflattens the result to (ep_shard, ep), so ep_shard * ep == dp_size * cp_size * tp_size:
-# replicas and tensor-parallel ranks count, pipeline stages do not (NVIDIA-NeMo/Automodel,
-# distributed/mesh_utils.py, 2026). Its earlier versions left tp out (dp_size * cp_size) and built a separate
-# mesh (pp, ep_shard, ep); the two agree where tp_size is 1. torchtitan folds tp in as well, but never crosses
-# replicas (dp_shard * cp * tp).
-EXPERT_AXES: Final = ("dp_replicate", "dp_shard", "cp", "tp")
+_REGISTERED: Final[dict[str, Strategy]] = {}
+
+STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(_REGISTERED)
+"""The registered strategies by name, the built-in ones first."""
 
 _FEATURES: Final = {
     "dp_replicate_size": "replicated (hybrid) sharding",
@@ -46,25 +46,14 @@ _FEATURES: Final = {
     "ep_size": "expert parallelism",
 }
 
-UNSUPPORTED_SIZES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "fsdp2": (),
-        "megatron_fsdp": ("pp_size", "ep_size", "dp_replicate_size"),
-        "ddp": ("tp_size", "pp_size", "cp_size", "ep_size", "dp_replicate_size"),
-    }
-)
-"""For each strategy, the sizes that it has no axis for: they can only be 1."""
-
-
-# By name: strategies are planned without the classes, which know of torch.
-_CONFIGS: Final = {"fsdp2": "FSDP2Config", "megatron_fsdp": "MegatronFSDPConfig", "ddp": "DDPConfig"}
-
 
 class StrategyConfig(Protocol):
-    """What `strategy_name` reads of a strategy's configuration."""
+    """A strategy's configuration: an object of any class that `strategy_for` recognises."""
 
-    strategy: ClassVar[str]
-    """The strategy's name, one of `STRATEGIES`."""
+    @property
+    def activation_checkpointing(self) -> bool | str:
+        """`False`, `True`, `"full"` or `"selective"`; `False` if there is no such attribute."""
+        ...
 
 
 class Topologies(NamedTuple):
@@ -73,158 +62,288 @@ class Topologies(NamedTuple):
     root: Topology
     """The grid that the device mesh is built from."""
     moe: Topology | None
-    """The expert grid over the same ranks, axes (pp, ep_shard, ep), or `None` when `ep_size` is 1.
+    """The expert grid over the same ranks, or `None` when `ep_size` is 1: the axes of the root with `ep_shard` and `ep`
+    in place of those that experts are spread over.
 
-    The mesh that a rank holds is its own pipeline stage's part of it, (ep_shard, ep).
+    The mesh that a rank holds is its own part of it, (ep_shard, ep).
     """
 
 
-class _Ranks(NamedTuple):
-    """The ranks to lay out, and what to call their number in messages."""
+def register_strategy(strategy: Strategy) -> Strategy:
+    """Make a strategy known: to `MeshContext.build`, `DistributedSetup.build`, `plan_topologies` and `STRATEGY_MAP`.
 
-    ranks: Sequence[int]
-    counted_as: str
+    Register it in every process, where its configuration is defined, say. Registering an equal record again has no
+    effect.
+
+    Args:
+        strategy: The record.
+
+    Returns:
+        The same record.
+
+    Raises:
+        ValueError: Another strategy has the name, an alias or a configuration's class of that name, or has the same
+            axes and gives others to `fully_shard`.
+    """
+    for known in STRATEGIES.values():
+        if strategy == known:
+            return known
+        taken = [name for name in strategy.names if name in known.names]
+        if taken:
+            raise ValueError(
+                f"strategy {strategy.name!r}: {taken} is a name of strategy {known.name!r}: choose another"
+            )
+        if strategy.config_name == known.config_name:
+            raise ValueError(
+                f"strategy {strategy.name!r}: a configuration of a class called {known.config_name} is for strategy "
+                f"{known.name!r}: choose another name for the class"
+            )
+        both = (strategy.fully_shard_axes, known.fully_shard_axes)
+        if tuple(strategy.axes) == tuple(known.axes) and all(both) and both[0] != both[1]:
+            raise ValueError(
+                f"strategy {strategy.name!r}: its axes are those of strategy {known.name!r}, by which get_fsdp_dp_mesh "
+                f"knows to take {known.fully_shard_axes}: give the same fully_shard_axes, or name an axis differently"
+            )
+    _REGISTERED[strategy.name] = strategy
+    return strategy
+
+
+def strategy_named(name: str) -> Strategy:
+    """Return a strategy by its name or one of its aliases, in any case.
+
+    Raises:
+        ValueError: There is none; the message lists the names.
+    """
+    found = _by_name(name)
+    if found is None:
+        raise ValueError(f"strategy={name!r} is not known: give one of {', '.join(map(repr, STRATEGIES))}")
+    return found
+
+
+def find_strategy(config: object) -> Strategy | None:
+    """Return the strategy that a configuration is for, `None` if it is no configuration.
+
+    Args:
+        config: An object. What counts is its class, or the nearest base class of it, that has the name of a strategy
+            in a class variable `strategy`, or is called like a strategy's configuration, in whatever package.
+    """
+    by_class = {strategy.config_name: strategy for strategy in STRATEGIES.values()}
+    for kind in type(config).__mro__:
+        found = _by_name(vars(kind).get("strategy")) or by_class.get(kind.__name__)
+        if found is not None:
+            return found
+    return None
+
+
+def strategy_for(config: StrategyConfig) -> Strategy:
+    """Return the strategy that a configuration is for, as `find_strategy` does.
+
+    Raises:
+        TypeError: `config` is no configuration; the message lists the classes.
+    """
+    found = find_strategy(config)
+    if found is None:
+        known = ", ".join(strategy.config_name for strategy in STRATEGIES.values())
+        raise TypeError(f"a strategy is an instance of {known}, got {type(config).__name__}: {config!r}")
+    return found
 
 
 def strategy_name(config: StrategyConfig) -> str:
-    """Return the name under which `plan_topologies` knows a strategy.
-
-    Args:
-        config: An instance of a strategy's class, which names the strategy in its class variable `strategy`.
-
-    Returns:
-        `"fsdp2"`, `"megatron_fsdp"` or `"ddp"`.
+    """Return the name of the strategy that a configuration is for, such as `"fsdp2"`.
 
     Raises:
-        TypeError: `config` is none of them; the message lists what is.
+        TypeError: `config` is no configuration; the message lists the classes.
     """
-    name = getattr(type(config), "strategy", None)
-    if not isinstance(name, str) or name not in STRATEGIES:
-        raise TypeError(
-            f"a strategy is an instance of {', '.join(_CONFIGS.values())}, got {type(config).__name__}: {config!r}"
-        )
-    return name
+    return strategy_for(config).name
 
 
-def check_supported_sizes(strategy: str, sizes: ParallelismSizes) -> None:
+def fully_shard_strategy(axes: Sequence[str]) -> Strategy:
+    """Return the strategy whose mesh has exactly these axes, if it uses `fully_shard`, else the first that does."""
+    sharding = [strategy for strategy in STRATEGIES.values() if strategy.fully_shard_axes]
+    return next((strategy for strategy in sharding if tuple(strategy.axes) == tuple(axes)), sharding[0])
+
+
+def check_supported_sizes(strategy: Strategy, sizes: ParallelismSizes) -> None:
     """Require that sizes which a strategy has no axis for are 1, or `None` where that means 1.
 
     Args:
-        strategy: One of `STRATEGIES`.
-        sizes: The sizes asked for; whether they fill the ranks is the planner's question, not this function's.
+        strategy: The strategy.
+        sizes: The sizes asked for; whether they fill the ranks is checked by the planner.
 
     Raises:
-        ValueError: A size above 1 that the strategy does not support; the message says what would do.
+        TypeError: A size is not an int.
+        ValueError: A size is less than 1, or above 1 and not supported by the strategy; the message says what would do.
     """
-    for name in UNSUPPORTED_SIZES[strategy]:
-        value = getattr(sizes, name)
-        if value is None or value == 1:
-            continue
-        other = " or None" if name in OPTIONAL_FIELDS else ""
-        raise ValueError(
-            f"{strategy}: {name}={value}, but {strategy} does not support {_FEATURES[name]}: "
-            f"give {name}=1{other}, or use strategy 'fsdp2'"
-        )
+    for name, (value, optional) in _read_sizes(strategy, sizes).items():
+        if value not in {None, 1} and not strategy.supports(name):
+            others = [other for other in STRATEGIES.values() if other.supports(name)]
+            raise MeshArgumentError(
+                f"{strategy.name}: {name}={value}, but {strategy.name} does not support {_FEATURES.get(name, name)}: "
+                f"give {name}=1{' or None' if optional else ''}{_or_use(others)}"
+            )
+
+
+def check_supported_option(strategy: Strategy, option: str, value: object, remedy: str) -> None:
+    """Require that a field of a configuration does not have the value that a strategy does not support.
+
+    Args:
+        strategy: The strategy.
+        option: The field.
+        value: Its value.
+        remedy: What to give instead, for the message.
+
+    Raises:
+        ValueError: The strategy does not support the value.
+    """
+    if strategy.accepts(option, value):
+        return
+    others = [other for other in STRATEGIES.values() if other.accepts(option, value)]
+    raise ValueError(f"{option}={value!r}, but {strategy.name} does not support it: give {remedy}{_or_use(others)}")
 
 
 def plan_topologies(
-    strategy: str, sizes: ParallelismSizes, world_size: int, *, ranks: Sequence[int] | None = None
+    strategy: str | Strategy, sizes: ParallelismSizes, world_size: int, *, ranks: Sequence[int] | None = None
 ) -> Topologies:
     """Lay out the ranks for a strategy.
 
     - `fsdp2`: axes (pp, dp_replicate, dp_shard, cp, tp), derived axes dp, dp_shard_cp and dp_cp; an expert
       grid when `ep_size` is more than 1.
     - `megatron_fsdp`: axes (dp, cp, tp), derived axis dp_cp.
-    - `ddp`: one axis, dp. The seed library builds no mesh for DDP; this is for reports.
+    - `ddp`: one axis, dp, of which `MeshContext.build` keeps the process group alone.
 
     Args:
-        strategy: One of `STRATEGIES`.
-        sizes: The sizes asked for.
+        strategy: A strategy, or the name or an alias of a registered one.
+        sizes: The sizes asked for. Fields that the strategy has and these sizes lack have their defaults.
         world_size: Number of ranks in the world, at least 1.
         ranks: The global ranks to use, strictly ascending, or `None` for the whole world. The sizes then have
             to fill these ranks.
 
     Returns:
-        The root grid and, for `fsdp2` with `ep_size` of more than 1, the expert grid.
+        The root grid and, for a strategy with experts and `ep_size` of more than 1, the expert grid.
 
     Raises:
         TypeError: A size, the world size or a rank is not an int.
         ValueError: An unknown strategy; a size below 1, one that the strategy does not support, or sizes that
             do not fill the ranks; ranks that `checked_ranks` refuses. The message says which values would do.
     """
-    plan = next((plan for name, plan in _PLANS.items() if name == strategy), None)
-    if plan is None:
-        raise ValueError(f"strategy={strategy!r} is not known: give one of {', '.join(map(repr, STRATEGIES))}")
-    check_sizes(sizes)
+    chosen = strategy if isinstance(strategy, Strategy) else strategy_named(strategy)
+    given = _read_sizes(chosen, sizes)
     check_size("world_size", world_size)
-    if ranks is None:
-        return plan(sizes, _Ranks(range(world_size), "world_size"))
-    return plan(sizes, _Ranks(checked_ranks(ranks, world_size), "len(ranks)"))
+    used = range(world_size) if ranks is None else checked_ranks(ranks, world_size)
+    counted_as = "world_size" if ranks is None else "len(ranks)"
+    check_supported_sizes(chosen, sizes)
+    values = {name: value or 1 for name, (value, _) in given.items()}
+    # Inner axes first, as tensor parallelism is the size that is chosen first.
+    factors = chosen.factors(reversed([*chosen.axes]), values)
+    del factors["dp_size"]
+    dp_size, _ = given["dp_size"]
+    values["dp_size"] = infer_dp_size(dp_size, len(used), factors, strategy=chosen.name, counted_as=counted_as)
+    origin = f", inferred from {counted_as}={len(used)}" if dp_size is None else ""
+    shape = [_axis_size(chosen, axis, values, origin) for axis in chosen.axes]
+    root = Topology(tuple(chosen.axes), shape, chosen.derived, used)
+    return Topologies(root, _plan_experts(chosen, root, values))
 
 
-def _plan_fsdp2(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
-    tp, cp, pp = sizes.tp_size, sizes.cp_size, sizes.pp_size
-    factors = {"tp_size": tp, "cp_size": cp, "pp_size": pp}
-    count = len(where.ranks)
-    dp = infer_dp_size(sizes.dp_size, count, factors, strategy="fsdp2", counted_as=where.counted_as)
-    replicas = 1 if sizes.dp_replicate_size is None else sizes.dp_replicate_size
-    if dp % replicas:
-        origin = "" if sizes.dp_size is not None else f", inferred from {where.counted_as}={count}"
-        raise ValueError(
-            f"fsdp2: dp_replicate_size={replicas} does not divide dp_size={dp}{origin}: "
-            f"give {one_of(divisors(dp))}, or None for 1"
+def _by_name(name: object) -> Strategy | None:
+    wanted = name.lower() if isinstance(name, str) else None
+    return next((strategy for strategy in STRATEGIES.values() if wanted in strategy.names), None)
+
+
+def _or_use(others: Sequence[Strategy]) -> str:
+    """Name the first of some strategies as a remedy."""
+    return f", or use strategy {others[0].name!r}" if others else ""
+
+
+def _read_sizes(strategy: Strategy, sizes: object) -> dict[str, tuple[int | None, bool]]:
+    """Return each size, after a check, and whether it can be `None`: those of the strategy, and what else was given."""
+    known = [*fields(strategy.sizes), *(fields(sizes) if isinstance(sizes, ParallelismSizes) else ())]
+    found: dict[str, tuple[int | None, bool]] = {}
+    for size in known:
+        default: Any = size.default
+        value = getattr(sizes, size.name, default)
+        check_size(size.name, value, optional=default is None)
+        found[size.name] = value, default is None
+    return found
+
+
+def _axis_size(strategy: Strategy, axis: str, values: Mapping[str, int], origin: str) -> int:
+    """Return the size of an axis, after a check that what divides it does so without a rest."""
+    whole, *rest = strategy.quotient(axis)
+    size = values[whole]
+    for divisor in rest:
+        if size % values[divisor]:
+            optional = next(known.default is None for known in fields(strategy.sizes) if known.name == divisor)
+            raise MeshArgumentError(
+                f"{strategy.name}: {divisor}={values[divisor]} does not divide {whole}={size}"
+                f"{origin if whole.startswith('dp_size') else ''}: "
+                f"give {one_of(divisors(size))}{', or None for 1' if optional else ''}"
+            )
+        whole, size = f"{whole} / {divisor}", size // values[divisor]
+    return size
+
+
+def _plan_experts(strategy: Strategy, root: Topology, values: Mapping[str, int]) -> Topology | None:
+    """Lay the ranks of the expert axes out anew as (ep_shard, ep); `None` without expert parallelism."""
+    ep_size, axes, experts = values["ep_size"], root.axes, strategy.expert_axes
+    if ep_size == 1 or not experts:
+        return None
+    total = prod(root.size(axis) for axis in experts)
+    if total % ep_size:
+        stage = [strategy.axes[axis] for axis in axes if axis not in experts] == ["pp_size"]
+        where = "a pipeline stage" if stage else f"the axes {', '.join(experts)}"
+        raise MeshArgumentError(
+            f"{strategy.name}: ep_size={ep_size} does not divide the ranks of {where}, "
+            f"{equation(strategy.factors(experts, values))}: give {one_of(divisors(total))}"
         )
-    # dp_shard of 1 with several replicas is a grid like any other and accepted; NeMo AutoModel refuses it.
-    root = Topology(
-        axes=("pp", "dp_replicate", "dp_shard", "cp", "tp"),
-        shape=(pp, replicas, dp // replicas, cp, tp),
+    # The expert axes are neighbours, so the new ones stand in their place.
+    first = axes.index(experts[0])
+    last = first + len(experts)
+    return Topology(
+        axes=(*axes[:first], *EXPERT_MESH_AXES, *axes[last:]),
+        shape=(*root.shape[:first], total // ep_size, ep_size, *root.shape[last:]),
+        ranks=root.ranks,
+    )
+
+
+# All axes of a pipeline stage are expert axes, as in NeMo AutoModel's `_create_moe_mesh`, so ep_shard * ep is dp_size *
+# cp_size * tp_size (NVIDIA-NeMo/Automodel, distributed/mesh_utils.py, 2026). Its earlier versions left tp out; the two
+# agree where tp_size is 1. torchtitan has tp among the expert axes too, but never dp_replicate. A dp_shard of 1 with
+# several replicas, which NeMo AutoModel refuses, is a mesh like any other.
+register_strategy(
+    Strategy(
+        name="fsdp2",
+        config="automodel_mesh.strategy_configs:FSDP2Config",
+        axes={
+            "pp": "pp_size",
+            "dp_replicate": "dp_replicate_size",
+            "dp_shard": "dp_size / dp_replicate_size",
+            "cp": "cp_size",
+            "tp": "tp_size",
+        },
         derived={
             "dp": ("dp_replicate", "dp_shard"),
             "dp_shard_cp": ("dp_shard", "cp"),
             "dp_cp": ("dp_replicate", "dp_shard", "cp"),
         },
-        ranks=where.ranks,
+        expert_axes=("dp_replicate", "dp_shard", "cp", "tp"),
+        fully_shard_axes=("dp_replicate", "dp_shard_cp"),
     )
-    return Topologies(root, _plan_experts(root, sizes.ep_size))
-
-
-def _plan_experts(root: Topology, ep_size: int) -> Topology | None:
-    """Re-fold each pipeline stage of an FSDP2 grid to (ep_shard, ep); None without expert parallelism."""
-    if ep_size == 1:
-        return None
-    stage = prod(root.size(axis) for axis in EXPERT_AXES)
-    if stage % ep_size:
-        factors = {"dp_size": root.size("dp"), "cp_size": root.size("cp"), "tp_size": root.size("tp")}
-        raise ValueError(
-            f"fsdp2: ep_size={ep_size} does not divide the ranks of a pipeline stage, {equation(factors)}: "
-            f"give {one_of(divisors(stage))}"
-        )
-    # pp is the outermost axis and the expert axes are all the others, so each stage is one run of places.
-    shape = (root.size("pp"), stage // ep_size, ep_size)
-    return Topology(axes=("pp", "ep_shard", "ep"), shape=shape, ranks=root.ranks)
-
-
-def _plan_megatron_fsdp(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
-    check_supported_sizes("megatron_fsdp", sizes)
-    factors = {"tp_size": sizes.tp_size, "cp_size": sizes.cp_size}
-    dp = infer_dp_size(sizes.dp_size, len(where.ranks), factors, strategy="megatron_fsdp", counted_as=where.counted_as)
-    root = Topology(
-        axes=("dp", "cp", "tp"),
-        shape=(dp, sizes.cp_size, sizes.tp_size),
-        derived={"dp_cp": ("dp", "cp")},
-        ranks=where.ranks,
-    )
-    return Topologies(root, None)
-
-
-def _plan_ddp(sizes: ParallelismSizes, where: _Ranks) -> Topologies:
-    check_supported_sizes("ddp", sizes)
-    dp = infer_dp_size(sizes.dp_size, len(where.ranks), {}, strategy="ddp", counted_as=where.counted_as)
-    return Topologies(Topology(axes=("dp",), shape=(dp,), ranks=where.ranks), None)
-
-
-_PLANS: Final[Mapping[str, Callable[[ParallelismSizes, _Ranks], Topologies]]] = MappingProxyType(
-    {"fsdp2": _plan_fsdp2, "megatron_fsdp": _plan_megatron_fsdp, "ddp": _plan_ddp}
 )
-STRATEGIES: Final = tuple(_PLANS)
-"""Names of the strategies that can be planned."""
+register_strategy(
+    Strategy(
+        name="megatron_fsdp",
+        config="automodel_mesh.strategy_configs:MegatronFSDPConfig",
+        aliases=("megatron-fsdp", "mfsdp"),
+        axes={"dp": "dp_size", "cp": "cp_size", "tp": "tp_size"},
+        derived={"dp_cp": ("dp", "cp")},
+        unsupported_options={"sequence_parallel": True, "activation_checkpointing": "selective"},
+    )
+)
+register_strategy(
+    Strategy(
+        name="ddp",
+        config="automodel_mesh.strategy_configs:DDPConfig",
+        axes={"dp": "dp_size"},
+        has_mesh=False,
+    )
+)

@@ -1,0 +1,20 @@
+"""Code blocks of the documentation, and running them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return a page's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+
+
+def run(name: str, text: str) -> str:
+    """Run a script as `__main__` and return what it prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(text, name, "exec"), {"__name__": "__main__"})  # noqa: S102 - it is our own
+    return printed.getvalue()
