@@ -1,4 +1,4 @@
-"""Topology to `DeviceMesh` objects: the only place of the mesh layer where process groups are made."""
+"""Builds the meshes of a strategy: the only module of the mesh layer in which process groups are made."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 
 class Meshes(NamedTuple):
-    """The meshes of one request."""
+    """What `build_meshes` makes."""
 
     root: DeviceMesh
-    """All axes of the strategy; its family has the derived ones. Without a coordinate on ranks outside."""
+    """The mesh with all axes of the strategy; derived axes are flattened axes of it. It has no coordinate on a rank
+    outside."""
     moe: DeviceMesh | None
     """(ep_shard, ep), in the same family; `None` without experts or outside."""
     plan: Topologies
-    """What was planned, which a rank outside knows too."""
+    """The axes and sizes of both, on a rank outside as well."""
 
 
 def build_meshes(
@@ -55,14 +56,15 @@ def build_meshes(
         ranks: the global ranks of the mesh, ascending; by default all.
         timeout: the timeout of every process group made.
         backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
-        separate_groups: the axes, native or derived, that want groups which no other axis uses, to overlap collectives.
-        device_type: by default the accelerator's where the default group can serve it, else `"cpu"`.
+        separate_groups: the axes, native or derived, that get process groups which no other axis uses, so that their
+            collectives can overlap.
+        device_type: by default the accelerator's, if the default process group has a backend for it, else `"cpu"`.
 
     Returns:
         The root mesh with its derived axes, and the expert mesh.
 
     Raises:
-        ValueError: sizes that do not fit the strategy, the ranks, or each other; an override for no axis.
+        ValueError: sizes that do not fit the strategy, the ranks, or each other; an override for an unknown axis.
         TypeError: a size or a rank that is not an integer.
     """
     strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
@@ -98,7 +100,7 @@ def register_flattened_axes(
         override: for a derived axis, by name: a backend, its options, or both as a pair.
 
     Raises:
-        KeyError: an axis that the root has not.
+        KeyError: an axis that the root does not have.
         ValueError: a name that is taken.
     """
     for name, axes in derived.items():
@@ -140,7 +142,7 @@ def resolve_world_size(world_size: int | None = None) -> int:
 
 
 def default_device_type() -> str:
-    """Return the accelerator's device type where the default group can serve it, else `"cpu"`."""
+    """Return the accelerator's device type if the default process group has a backend for it, else `"cpu"`."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return "cpu"
@@ -152,4 +154,4 @@ def _require_axes(argument: str, names: Iterable[str], plan: Topologies) -> None
     known = [axis for topology in plan if topology is not None for axis in topology.all_axes]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"{argument} names {unknown}, which are no axes of this mesh: it has {known}.")
+        raise ValueError(f"{argument} names {unknown}, which are not axes of this mesh: it has {known}.")

@@ -1,4 +1,4 @@
-"""`DistributedSetup`: the topology and the policies that a model is loaded with, checked before any group is made."""
+"""`DistributedSetup`: the meshes and settings that a model is loaded with, checked before any process group is made."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class MoEParallelizerConfig:
     """
 
     ignore_router_for_ac: bool = False
-    """Whether the router's decisions are kept where activations are recomputed, so that tokens go to the same experts.
+    """Whether the router's decisions are kept when activations are recomputed, so that tokens go to the same experts.
     By default `False`."""
 
     reshard_after_forward: bool = False
@@ -82,7 +82,7 @@ class MoEParallelizerConfig:
     """The dtype that the head computes in, a `torch.dtype` or its name. By default `None`: the model's."""
 
     wrap_outer_model: bool = True
-    """Whether the model around the blocks is sharded as a unit of its own, too. By default `True`."""
+    """Whether the model around the blocks is sharded too, as one unit. By default `True`."""
 
     mp_policy: MixedPrecisionPolicy | None = field(default=None, hash=False)
     """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default `None`: torch's own."""
@@ -98,18 +98,18 @@ class MoEParallelizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedSetup:
-    """The topology of a model and the policies for it: what a loader needs to know, in one object.
+    """The meshes of a model and the settings for it: all that a loader needs, in one object.
 
-    `build` makes the meshes too; made directly, a setup takes those of `mesh_context`, or describes what is not built
-    yet. Usable as a context manager: leaving it closes it.
+    `build` also builds the meshes. A setup that is made directly has those of `mesh_context`, or describes meshes that
+    are not built yet. As a context manager it closes itself at the end of the block.
 
     Args:
-        strategy_config: the strategy; `None` for a topology without policies.
-        parallelism_sizes: the sizes that were asked for; those that were built are read from `mesh_context`.
-        pipeline_config: how the model is split into stages; needs more than one.
+        strategy_config: the strategy's configuration; `None` for meshes without settings.
+        parallelism_sizes: the sizes asked for; those that were built are read from `mesh_context`.
+        pipeline_config: how the model is split into stages; needs `pp_size` above 1.
         moe_parallel_config: how experts are parallelised; needs `ep_size` above 1.
-        activation_checkpointing: `False`, `True` or `"full"` (kept as `True`), or `"selective"`, with fsdp2 and ddp
-            only. What `strategy_config` says of it holds where this is `False`, so that this field is the one to read.
+        activation_checkpointing: `False`, `True` or `"full"` (kept as `True`), or `"selective"`, which megatron_fsdp
+            does not support. If it is `False`, it gets the value of `strategy_config`: read it here, not there.
         mesh_context: the meshes; by default none.
 
     Raises:
@@ -150,11 +150,11 @@ class DistributedSetup:
         timeout_minutes: float | None = None,
         ranks: Sequence[int] | None = None,
     ) -> Self:
-        """Check the policies, then build the meshes. Called on every rank of the world, with the same arguments.
+        """Check the settings, then build the meshes. Called on every rank of the world, with the same arguments.
 
-        Everything is checked before the first process group is made: bad arguments raise on every rank, none waits
-        for another, and no group is left. For backends or separate groups of single axes, build a `MeshContext` and
-        make the setup directly.
+        Everything is checked before the first process group is made, so bad arguments raise on every rank and leave no
+        process group. To choose backends or separate process groups for single axes, build a `MeshContext` and make the
+        setup directly.
 
         Args:
             strategy: a name of `STRATEGY_MAP`, in any case, or a configuration of any class that `strategy_for`
@@ -165,18 +165,18 @@ class DistributedSetup:
             moe_parallel_config: for `ep_size` above 1 only, where `MoEParallelizerConfig()` is the default; a dict has
                 its fields.
             activation_checkpointing: `False`; `True` or `"full"`, which mean the same and are kept as `True`; or
-                `"selective"`, with fsdp2 and ddp only. Where it is `False`, what the strategy's config says holds.
-            world_size: number of ranks, the first ones where it is less than there are; by default found from the
+                `"selective"`, which megatron_fsdp does not support. If it is `False`, the strategy's value applies.
+            world_size: number of ranks; if there are more, the model gets the first ones. By default found from the
                 process group or the launcher.
             timeout_minutes: the timeout of every process group made, in minutes, above 0; by default the backend's.
-            ranks: the global ranks of the model, ascending, where it has only a part of the world.
+            ranks: the global ranks of the model, ascending; by default all.
 
         Returns:
             The setup. On a rank outside of `ranks`, `mesh_context.is_member` is false.
 
         Raises:
             TypeError: an argument, a size or a rank has the wrong type.
-            ValueError: an unknown strategy, a key of a dict that is no field, arguments that do not fit together, or
+            ValueError: an unknown strategy, a key of a dict that is not a field, arguments that do not fit together, or
                 sizes that do not fit the ranks; the message names the field, its value and what would do.
         """
         sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
@@ -198,24 +198,25 @@ class DistributedSetup:
 
     @classmethod
     def from_device_mesh(cls, device_mesh: DeviceMesh) -> Self:
-        """Wrap a mesh that exists: a topology without policies. Closing it destroys nothing.
+        """Wrap an existing mesh, without settings. Closing such a setup destroys nothing.
 
         Args:
-            device_mesh: a mesh whose axes have names of `MeshAxisName`, such as `("tp",)` or `("dp", "tp")`.
+            device_mesh: a mesh whose axes have names of `MeshAxisName`, such as `("tp",)` or `("dp", "tp")`, or of a
+                registered strategy.
 
         Returns:
             The setup; its `strategy_config` and `parallelism_sizes` are `None`, the sizes are read from `mesh_context`.
 
         Raises:
-            TypeError: `device_mesh` is no `DeviceMesh`.
-            ValueError: the mesh has no names, or one that is no `MeshAxisName`; the message lists those.
+            TypeError: `device_mesh` is not a `DeviceMesh`.
+            ValueError: the mesh has no names, or one that is not known; the message lists the known names.
         """
         _check_type("device_mesh", device_mesh, DeviceMesh)
         return cls(mesh_context=MeshContext.from_meshes(device_mesh))
 
     @property
     def device_mesh(self) -> DeviceMesh | None:
-        """The root mesh; `None` where there is none, as with ddp."""
+        """The root mesh; `None` with ddp, and where nothing is built yet."""
         return self.mesh_context.device_mesh
 
     @property
@@ -224,7 +225,7 @@ class DistributedSetup:
         return self.mesh_context.moe_mesh
 
     def close(self) -> None:
-        """Destroy exactly the process groups that `build` made; see `MeshContext.close`."""
+        """Destroy the process groups that `build` made, and no others; see `MeshContext.close`."""
         self.mesh_context.close()
 
     def __enter__(self) -> Self:
@@ -240,7 +241,7 @@ _Config = TypeVar("_Config", PipelineConfig, MoEParallelizerConfig)
 
 
 def _coerce(kind: type[_Config], argument: str, value: object) -> _Config | None:
-    """Return a configuration as an instance of its class, made from a dict where it is one."""
+    """Return a configuration as an instance of its class, made from a dict if one was given."""
     if value is None or isinstance(value, kind):
         return value
     if isinstance(value, Mapping):
@@ -273,7 +274,7 @@ def _check_type(argument: str, value: object, kind: type, hint: str = "") -> Non
 
 
 def _check_types(setup: DistributedSetup) -> None:
-    """Refuse fields of another class; `build` is the one that takes names and dicts."""
+    """Refuse fields of another class; only `build` takes names and dicts."""
     if setup.strategy_config is not None:
         _check_strategy("strategy_config", setup.strategy_config, " or None")
     if setup.parallelism_sizes is not None:
@@ -286,7 +287,7 @@ def _check_types(setup: DistributedSetup) -> None:
 
 
 def _check_world_size(world_size: object) -> None:
-    """Refuse more ranks than there are, before a world that a launcher has prepared is started for them."""
+    """Refuse more ranks than the world has, before the default process group is made from a launcher's variables."""
     known = dist.is_initialized() or "WORLD_SIZE" in os.environ
     if is_int(world_size) and known and world_size > resolve_world_size():
         raise ValueError(
@@ -328,7 +329,7 @@ def _built_size(context: MeshContext, name: str, strategy: Strategy | None) -> i
 def _check_needed(
     setup: DistributedSetup, name: str, size_name: str, sizes: ParallelismSizes, strategy: Strategy | None
 ) -> None:
-    """Refuse a configuration of a parallelism that there is none of."""
+    """Refuse the configuration of a parallelism that is not used."""
     value, size = getattr(setup, name), getattr(sizes, size_name)
     if value is None or size > 1:
         return
@@ -352,7 +353,7 @@ def _check_options(config: StrategyConfig | None, strategy: Strategy) -> None:
 def _settle_checkpointing(
     value: object, config: StrategyConfig | None, strategy: Strategy | None
 ) -> ActivationCheckpointing:
-    """Return the mode that the setup and the strategy's configuration ask for; they must not ask for two."""
+    """Return the mode that the setup and the strategy's configuration ask for; they must not ask for different ones."""
     mode = resolve_activation_checkpointing(value, strategy)
     own = resolve_activation_checkpointing(getattr(config, "activation_checkpointing", False), strategy)
     if mode and own and mode != own:

@@ -1,6 +1,6 @@
-"""The keywords of a loader such as `from_pretrained`: one object says how a model is distributed, or one plain mesh.
+"""The keywords with which a loader such as `from_pretrained` is given one `DistributedSetup`, or one plain mesh.
 
-A framework's author decorates each loader and reads one argument::
+A framework decorates each loader, which then gets one argument::
 
     class ShardedModel:
         @accepts_distributed_setup
@@ -13,8 +13,8 @@ A framework's author decorates each loader and reads one argument::
                 shard(model, distributed_setup)
             return model
 
-Its users give `distributed_setup=` or `device_mesh=`, and who still gives one of the keywords of old is told where it
-has moved.
+Users pass `distributed_setup=` or `device_mesh=`. A keyword that loaders took in earlier versions is an error that says
+what to pass instead.
 """
 
 from __future__ import annotations
@@ -50,25 +50,24 @@ _SIZES: Final = {
 }
 
 RETIRED_KEYWORDS: Final[Mapping[str, str]] = MappingProxyType({**_MOVED, **_SIZES})
-"""The keywords that loaders took once, and where each has moved, with `{value}` for its value."""
+"""The keywords that loaders took in earlier versions, and what to write instead, with `{value}` for the value."""
 
 
 def resolve_distributed_setup(
     distributed_setup: DistributedSetup | None = None, device_mesh: DeviceMesh | None = None, **kwargs: Any
 ) -> tuple[DistributedSetup | None, dict[str, Any]]:
-    """Read the keywords by which a loader is told how to distribute a model.
+    """Return the setup that a loader's keywords describe, and the other keywords.
 
     Args:
-        distributed_setup: the topology and the policies.
-        device_mesh: in its place, a plain mesh with axes named as in `MeshAxisName`: a topology without policies.
+        distributed_setup: the setup.
+        device_mesh: instead of a setup, a plain mesh with axes named as in `MeshAxisName`, without settings.
         **kwargs: the loader's other keywords.
 
     Returns:
-        The setup, made from the mesh where that was given, or `None` where neither was; and the other keywords,
-        untouched.
+        The setup, made from the mesh if that was given, or `None` if neither was; and the other keywords, unchanged.
 
     Raises:
-        TypeError: a keyword of `RETIRED_KEYWORDS`, be it as `None`; the message says for each where it has moved. Or
+        TypeError: a keyword of `RETIRED_KEYWORDS`, even if `None`; the message says what to pass instead. Or
             `distributed_setup` or `device_mesh` has the wrong type.
         ValueError: both `distributed_setup` and `device_mesh`; or the mesh has no names, or one that is not known.
     """
@@ -86,21 +85,21 @@ def resolve_distributed_setup(
 
 
 def accepts_distributed_setup(loader: _Loader) -> _Loader:
-    """Decorate a loader, so that it takes the keywords of `resolve_distributed_setup`, and is given their meaning.
+    """Decorate a loader, so that it takes the keywords of `resolve_distributed_setup` and gets the setup.
 
     Args:
-        loader: a function, or a `classmethod` or `staticmethod` (as well as the function under one), that takes
-            `distributed_setup` by keyword. It always gets one, `None` where the caller gave neither that nor a mesh,
-            never gets `device_mesh`, and gets all other arguments as they are. For type checkers it should have
-            `distributed_setup: DistributedSetup | None = None` and `**kwargs`, through which they accept `device_mesh`.
+        loader: a function, `classmethod` or `staticmethod` that takes `distributed_setup` by keyword. It is always
+            called with one, which is `None` if the caller gave neither a setup nor a mesh, never with `device_mesh`,
+            and with all other arguments unchanged. For type checkers it should have the parameters
+            `distributed_setup: DistributedSetup | None = None` and `**kwargs`, so that they accept `device_mesh`.
 
     Returns:
         The loader, of the same kind, with its name, docstring and annotations; its signature shows `device_mesh` too.
         A call raises what `resolve_distributed_setup` raises.
 
     Raises:
-        TypeError: `loader` is none of these; it takes no `distributed_setup` by keyword alone; or it has a parameter
-            `device_mesh` or one named in `RETIRED_KEYWORDS`, which it would never get.
+        TypeError: `loader` is none of these; it does not take `distributed_setup` by keyword alone; or it has a
+            parameter `device_mesh` or one named in `RETIRED_KEYWORDS`, which it would never get.
     """
     if isinstance(loader, (classmethod, staticmethod)):
         return cast("_Loader", type(loader)(accepts_distributed_setup(loader.__func__)))
@@ -119,7 +118,7 @@ def accepts_distributed_setup(loader: _Loader) -> _Loader:
 
 
 def _refuse_retired(kwargs: Mapping[str, Any]) -> None:
-    """Refuse the keywords of old, all in one message."""
+    """Refuse the keywords of earlier versions, all in one message."""
     found = [name for name in RETIRED_KEYWORDS if name in kwargs]
     if not found:
         return
@@ -131,12 +130,12 @@ def _refuse_retired(kwargs: Mapping[str, Any]) -> None:
 
 
 def _shown(value: object) -> str:
-    """Print a value that fits into a line of advice; a mesh or a configuration does not."""
+    """Print a value for the message, unless it is long, as a mesh or a configuration is."""
     return repr(value) if isinstance(value, (bool, int, str)) else "..."
 
 
 def _check_type(name: str, value: object, kind: type) -> None:
-    """Refuse what is neither `None` nor of a class, and say where it belongs if it is what the other keyword takes."""
+    """Refuse what is neither `None` nor of a class; if the other keyword takes it, the message says so."""
     if value is None or isinstance(value, kind):
         return
     homes = {DistributedSetup: "distributed_setup", DeviceMesh: "device_mesh"}
@@ -146,7 +145,7 @@ def _check_type(name: str, value: object, kind: type) -> None:
 
 
 def _extended_signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature that callers see, once the function is seen to fit the contract."""
+    """Return the signature that callers see, after a check that the function can be decorated."""
     signature = inspect.signature(function)
     parameters = dict(signature.parameters)
     never = [name for name in ("device_mesh", *RETIRED_KEYWORDS) if name in parameters]

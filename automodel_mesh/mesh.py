@@ -1,4 +1,4 @@
-"""`MeshContext`: the topology that a training framework carries around, read from the live meshes."""
+"""`MeshContext`: the meshes of a model, and the sizes and names of axes that are read from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
 
 
 class MeshAxisName(str, enum.Enum):
-    """The names of mesh axes; each is the plain string it stands for, in comparisons, dictionaries and texts."""
+    """The names of mesh axes; each compares, hashes and prints as the plain string."""
 
     PP = "pp"
     DP = "dp"
@@ -57,16 +57,16 @@ _VALID_AXIS_NAMES: frozenset[str] = frozenset(MeshAxisName)
 class MeshContext:
     """The device meshes of a model, and what follows from them.
 
-    Sizes are read from the meshes; without a mesh they are 1, those of `dp` and `dp_replicate` `None`. Usable as a
-    context manager: leaving it closes it.
+    Sizes are read from the axes of these names; without such an axis they are 1, `dp_size` and `dp_replicate_size`
+    `None`. As a context manager it closes itself at the end of the block.
 
     Args:
         device_mesh: the root mesh.
         moe_mesh: the expert mesh.
-        process_group: a group of the model's ranks, where the caller has one.
+        process_group: a process group of the model's ranks, if the caller has one.
 
     Raises:
-        ValueError: an axis of a mesh has a name that is no `MeshAxisName`.
+        ValueError: a mesh has no names, or one that is neither a `MeshAxisName` nor an axis of a registered strategy.
     """
 
     device_mesh: DeviceMesh | None = None
@@ -97,9 +97,10 @@ class MeshContext:
             parallelism_sizes: the sizes asked for; by default all ranks are data parallel.
             world_size: number of ranks; by default found from the process group or the launcher.
             timeout_minutes: the timeout of every process group made, in minutes; by default the backend's.
-            ranks: the global ranks of the model, ascending, where it has only a part of the world.
+            ranks: the global ranks of the model, ascending; by default all.
             backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
-            separate_groups: the axes that want process groups which no other axis uses, to overlap their collectives.
+            separate_groups: the axes that get process groups which no other axis uses, so that their collectives can
+                overlap.
 
         Returns:
             The context. With DDP, and any strategy without a mesh, it has a `process_group` of the model's ranks in
@@ -107,9 +108,8 @@ class MeshContext:
             an error.
 
         Raises:
-            ValueError: sizes that do not fit the strategy, the ranks, or each other: the message says which, and what
-                would do.
-            TypeError: a size or rank that is not an integer; `strategy_config` is no strategy's configuration.
+            ValueError: sizes that do not fit the strategy, the ranks, or each other; the message says which would.
+            TypeError: a size or rank that is not an integer; `strategy_config` is not a strategy's configuration.
         """
         timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
         strategy = strategy_for(strategy_config)
@@ -132,7 +132,7 @@ class MeshContext:
 
     @classmethod
     def from_meshes(cls, device_mesh: DeviceMesh | None, moe_mesh: DeviceMesh | None = None) -> Self:
-        """Wrap meshes that exist. Closing such a context destroys nothing: its groups are the caller's.
+        """Wrap existing meshes. Closing such a context destroys nothing: the process groups are the caller's.
 
         Args:
             device_mesh: the root mesh.
@@ -142,7 +142,7 @@ class MeshContext:
             The context.
 
         Raises:
-            ValueError: an axis of a mesh has a name that is no `MeshAxisName`.
+            ValueError: as for the class.
         """
         return cls(device_mesh, moe_mesh)
 
@@ -202,7 +202,7 @@ class MeshContext:
         return next((size for size in sizes if size is not None), None)
 
     def pipeline_axis_kwargs(self) -> dict[str, object]:
-        """Return the axis names that a pipeline's builder takes as keywords.
+        """Return the axis names that a function which builds a pipeline takes as keywords.
 
         Returns:
             Those of `parallelize_axis_kwargs`, and `pp_axis_name`.
@@ -210,11 +210,11 @@ class MeshContext:
         return {"pp_axis_name": MeshAxisName.PP, **self.parallelize_axis_kwargs()}
 
     def parallelize_axis_kwargs(self) -> dict[str, object]:
-        """Return the axis names that a parallelising function takes as keywords.
+        """Return the axis names that a function which parallelises a model takes as keywords.
 
         Returns:
             `dp_axis_names`, `cp_axis_name`, `tp_axis_name`, `ep_axis_name` and `ep_shard_axis_names`; `None` for an
-            axis that the meshes have not.
+            axis that the meshes do not have.
         """
         ep_shard = _optional_axis(self.moe_mesh, MeshAxisName.EP_SHARD)
         return {
@@ -226,7 +226,7 @@ class MeshContext:
         }
 
     def _dp_axis_names(self) -> tuple[str, ...]:
-        """Return the axes to slice the FSDP mesh by: the replicas' axis is among them where there are several."""
+        """Return the axes of the mesh for FSDP; the axis of replicas is one of them if there are several."""
         names = None if self.device_mesh is None else self.device_mesh.mesh_dim_names
         *replicas, shard = fully_shard_strategy(names or ()).fully_shard_axes
         return (*(axis for axis in replicas if (self.axis_size(axis) or 1) > 1), shard)
@@ -239,16 +239,17 @@ class MeshContext:
             here. Empty without a mesh.
 
         Raises:
-            RuntimeError: the context is closed, or its world is gone.
+            RuntimeError: the context is closed, or the default process group that it was built in is destroyed.
         """
         mesh = self._mesh()
         return [] if mesh is None else compat.list_process_groups(mesh)
 
     def close(self) -> None:
-        """Destroy exactly the process groups that `build` made; on every rank of the model. Closing twice is fine.
+        """Destroy the process groups that `build` made, and no others; on every rank of the model.
 
-        As with `destroy_process_group`, no rank should close while another still builds: gloo, which connects as it
-        builds, would see the connection go. Any collective in between, such as a barrier, is enough.
+        No rank may close while another one still builds, as with `destroy_process_group`: gloo connects as it builds,
+        and would lose the connection. A collective in between, such as a barrier, prevents that. A second call has no
+        effect.
         """
         if self._built is not None and dist.is_initialized():
             compat.destroy_process_groups(self._built.root)
@@ -262,7 +263,7 @@ class MeshContext:
         return self.device_mesh if self._built is None else self._built.root
 
     def _size(self, mesh: DeviceMesh | None, axis: str, default: int | None = 1) -> int | None:
-        """Return the size of an axis, from the plan where this rank is outside and has no such axis."""
+        """Return the size of an axis; on a rank outside, which has no derived axes, from what was planned."""
         if self._built is None or self.is_member:
             return _get_axis_size(mesh, axis, default)
         plans = [plan for plan in self._built.plan if plan is not None]

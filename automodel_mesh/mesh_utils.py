@@ -16,7 +16,7 @@ __all__ = ["create_ring_ulysses_mesh", "get_flat_mesh", "get_fsdp_dp_mesh", "get
 
 
 def get_flat_mesh(device_mesh: DeviceMesh, name: str) -> DeviceMesh:
-    """Return the 1-D mesh of one axis. No process group is made, ever.
+    """Return the 1-D mesh of one axis. This never makes a process group.
 
     Args:
         device_mesh: the root or any mesh derived from it.
@@ -26,17 +26,17 @@ def get_flat_mesh(device_mesh: DeviceMesh, name: str) -> DeviceMesh:
         The mesh; the same request again returns the same object and costs a dictionary access.
 
     Raises:
-        KeyError: no such axis; the message lists those there are.
+        KeyError: no such axis; the message lists the axes.
         RankNotInMeshError: this rank is outside the mesh.
 
     Torch releases:
-        what torch does for `mesh[name]` differs on almost every release; see `compat.slice_mesh`.
+        `mesh[name]` of torch differs between almost all releases; see `compat.slice_mesh`.
     """
     return compat.find_submesh(device_mesh, name)
 
 
 def get_submesh(device_mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
-    """Return the mesh of some axes, native and flattened ones mixed. No process group is made, ever.
+    """Return the mesh of some axes, native and flattened ones mixed. This never makes a process group.
 
     Args:
         device_mesh: the root or any mesh derived from it.
@@ -46,7 +46,7 @@ def get_submesh(device_mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
         The mesh; its root is the root of `device_mesh`, so FSDP2 takes it together with a tensor parallel mesh.
 
     Raises:
-        KeyError: no such axis; the message lists those there are.
+        KeyError: no such axis; the message lists the axes.
         ValueError: repeated or overlapping axes, descending order, no axis at all.
         RankNotInMeshError: this rank is outside the mesh.
     """
@@ -58,9 +58,9 @@ def get_fsdp_dp_mesh(
     dp_replicate_name: str | None = None,
     dp_shard_cp_name: str | None = None,
 ) -> DeviceMesh:
-    """Return the mesh to give to `fully_shard`. No process group is made, ever.
+    """Return the mesh to give to `fully_shard`. This never makes a process group.
 
-    A 2-D mesh means replicas of shards (HSDP) to FSDP2, so without replicas it is always one axis.
+    FSDP2 takes a 2-D mesh for hybrid sharding (HSDP), so without replicas the mesh always has one axis.
 
     Args:
         device_mesh: the root mesh of a strategy that uses `fully_shard`, or any mesh derived from it.
@@ -69,11 +69,11 @@ def get_fsdp_dp_mesh(
             strategy's, or `dp_shard_cp`.
 
     Returns:
-        `dp_shard` without replicas and context parallelism, `dp_shard_cp` with context parallelism, and each of them
-        behind the axis of the replicas where there are several. The same request again returns the same object.
+        `dp_shard`, or `dp_shard_cp` with context parallelism; after the axis of replicas if there are several. The same
+        request again returns the same object.
 
     Raises:
-        KeyError: the mesh has no such axes; the message lists those there are.
+        KeyError: the mesh has no such axes; the message lists the axes.
         RankNotInMeshError: this rank is outside the mesh.
     """
     request = (dp_replicate_name, dp_shard_cp_name)
@@ -85,8 +85,9 @@ def create_ring_ulysses_mesh(mesh: DeviceMesh, *, ring_degree: int, ulysses_degr
 
     Args:
         mesh: a mesh with the axis `cp`, or a mesh derived from one.
-        ring_degree: ranks that pass keys and values around, at least 1; the outer axis.
-        ulysses_degree: ranks that exchange heads, at least 1; the inner axis. Their product is the size of `cp`.
+        ring_degree: size of the outer axis, along which keys and values are passed on, at least 1.
+        ulysses_degree: size of the inner axis, along which heads are exchanged, at least 1. The product of both is the
+            size of `cp`.
 
     Returns:
         The mesh (ring, ulysses) of this rank, in the family of `mesh`.
@@ -106,7 +107,7 @@ def _find_fsdp_dp_mesh(device_mesh: DeviceMesh, request: tuple[str | None, str |
     strategy = fully_shard_strategy(root.mesh_dim_names or ())
     *replicas, shard = strategy.fully_shard_axes
     alone, *context = strategy.derived.get(shard, (shard,))
-    # A part of the root may lack the axes that decide; an unflattened mesh may be the only one to have them.
+    # A slice may lack the axes that are asked for; a mesh made by unflatten may have them where its root does not.
     holder = root if alone in (root.mesh_dim_names or ()) else device_mesh
     sizes = dict(zip(holder.mesh_dim_names or (), holder.shape, strict=True))
     if request[0] is not None:

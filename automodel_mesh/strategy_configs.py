@@ -1,4 +1,4 @@
-"""The configuration of each strategy that shards or replicates a model, and the names they go by."""
+"""The configurations of the built-in strategies, and the configuration's class for each name of a strategy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ActivationCheckpointing: TypeAlias = bool | Literal["full", "selective"]
 """What is recomputed in the backward pass instead of kept: nothing, everything, or what a policy selects.
 
-`True` and `"full"` mean the same; where a configuration keeps the mode, it keeps `True` for both.
+`True` and `"full"` mean the same; configurations keep both as `True`.
 """
 
 
@@ -43,7 +43,7 @@ def resolve_activation_checkpointing(value: object, strategy: Strategy | None = 
 
     Raises:
         TypeError: the value is neither a bool nor a string.
-        ValueError: a string that is no mode, or a mode that the strategy does not support.
+        ValueError: a string that is not a mode, or a mode that the strategy does not support.
     """
     modes = (False, True, "full", "selective")
     if not isinstance(value, (bool, str)):
@@ -141,7 +141,7 @@ class MegatronFSDPConfig:
     3 or `"optim_grads_params"` (parameters too). By default 3."""
 
     init_fsdp_with_meta_device: bool = False
-    """Whether the model lies on the meta device and is materialised shard by shard. By default `False`."""
+    """Whether the model is on the meta device and is materialised shard by shard. By default `False`."""
 
     grad_reduce_in_fp32: bool = False
     """Whether gradients are reduced in 32 bits. By default `False`: in the dtype of the gradients."""
@@ -150,19 +150,19 @@ class MegatronFSDPConfig:
     """Whether the optimizer works on 32-bit copies of the parameters. By default `False`."""
 
     overlap_grad_reduce: bool = True
-    """Whether gradients are reduced while the backward pass goes on. By default `True`."""
+    """Whether gradients are reduced during the backward pass. By default `True`."""
 
     overlap_param_gather: bool = True
-    """Whether parameters are gathered while the module before computes. By default `True`."""
+    """Whether parameters are gathered while the previous module computes. By default `True`."""
 
     check_for_nan_in_grad: bool = True
     """Whether gradients are checked for NaN before they are reduced. By default `True`."""
 
     average_in_collective: bool = False
-    """Whether the collective averages gradients, instead of a scaling before it. By default `False`."""
+    """Whether the collective averages gradients, instead of scaling them before. By default `False`."""
 
     disable_bucketing: bool = False
-    """Whether each parameter is communicated on its own; for finding faults. By default `False`."""
+    """Whether each parameter is communicated on its own, for debugging. By default `False`."""
 
     calculate_per_token_loss: bool = False
     """Whether gradients are left unscaled, because the loss is divided by its tokens. By default `False`."""
@@ -207,12 +207,12 @@ class DDPConfig:
     """The strategy's name."""
 
     broadcast_buffers: bool = True
-    """Whether buffers, such as running means, are sent by the first rank at each forward pass. By default `True`. From
-    torch 2.13 on, `DistributedDataParallel` calls this `forward_sync_buffers` and warns of the older name; `True` is
-    best left out there and means the same on every release."""
+    """Whether the first rank sends its buffers, such as running means, at each forward pass. By default `True`. From
+    torch 2.13 on, `DistributedDataParallel` calls this `forward_sync_buffers` and warns of the older name. `True` is
+    its default on every release, so a loader can leave it out."""
 
     bucket_cap_mb: float | None = None
-    """Size of the buckets that gradients are reduced in, in MiB, more than 0. By default `None`: torch's own, 25."""
+    """Size of the buckets in which gradients are reduced, in MiB, above 0. By default `None`: torch's own, 25."""
 
     find_unused_parameters: bool = False
     """Whether parameters without a gradient are looked for at each pass. By default `False`."""
@@ -221,7 +221,7 @@ class DDPConfig:
     """Whether gradients are views of the buckets, which saves a copy of them. By default `False`."""
 
     static_graph: bool = False
-    """Whether the same parameters are used at every pass, which allows more. By default `False`."""
+    """Whether every pass uses the same parameters, so that DDP can optimise more. By default `False`."""
 
     activation_checkpointing: ActivationCheckpointing = False
     """`False`, `True` or `"full"` (kept as `True`), or `"selective"`. By default `False`."""

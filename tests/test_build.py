@@ -173,7 +173,7 @@ def check_fsdp2(context: MeshContext, shape: tuple[int, ...], ep: int) -> None:
 
 @pytest.mark.parametrize("ep", [1, 2, 4, 8])
 @pytest.mark.ranks(8, timeout=240)
-def test_fsdp2_every_factorisation_of_eight_ranks(ep: int) -> None:
+def test_fsdp2_meshes_equal_the_oracle_for_every_shape_of_eight_ranks(ep: int) -> None:
     """Sizes, groups of every axis, roots and the number of groups are the oracle's, and closing leaves nothing."""
     before = worlds.live_process_groups()
     for shape in factorisations(8, 5):
@@ -185,7 +185,7 @@ def test_fsdp2_every_factorisation_of_eight_ranks(ep: int) -> None:
 
 
 @pytest.mark.ranks(8, timeout=240)
-def test_megatron_fsdp_every_factorisation_of_eight_ranks() -> None:
+def test_megatron_fsdp_meshes_equal_the_oracle_for_every_shape_of_eight_ranks() -> None:
     """The mesh (dp, cp, tp) and its dp_cp have the oracle's ranks and groups, and closing leaves nothing."""
     before = worlds.live_process_groups()
     for shape in factorisations(8, 3):
@@ -223,7 +223,7 @@ def test_ddp_has_a_group_and_no_mesh() -> None:
 
 
 @pytest.mark.ranks(2, backend=None)
-def test_the_launcher_s_world_is_joined() -> None:
+def test_building_without_a_process_group_joins_the_launcher_s_world() -> None:
     """Without a process group, building joins the world that the launcher's environment describes."""
     with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2)) as context:
         dist.barrier()  # nobody closes a connection that another rank still makes
@@ -249,7 +249,7 @@ def test_an_expert_mesh_is_built_for_each_pipeline_stage() -> None:
 # --- which groups are made
 
 
-def test_one_set_of_groups_for_axes_that_coincide(calls: list[Call]) -> None:
+def test_axes_over_the_same_ranks_share_one_set_of_groups(calls: list[Call]) -> None:
     """Each distinct set of groups is made once: axes that coincide share it, and the world's is the default group."""
     with fake_world(8), MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, ep_size=2)) as context:
         # The ranks of tp are those of ep, and all that shards or replicates data has the ranks of ep_shard.
@@ -277,7 +277,7 @@ def test_the_timeout_reaches_every_group(strategy: str, calls: list[Call]) -> No
         assert calls
 
 
-def test_without_a_timeout_torch_chooses(calls: list[Call]) -> None:
+def test_without_a_timeout_none_is_passed_to_torch(calls: list[Call]) -> None:
     """By default no timeout is passed on, and the report says so."""
     with fake_world(8), MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2)) as context:
         assert {group.timeout for group in context.process_groups()} == {call.timeout for call in calls} == {None}
@@ -324,7 +324,7 @@ def test_an_axis_can_have_a_communicator_of_its_own() -> None:
         (DDPConfig(), {"tp": "fake"}, "dp"),
     ],
 )
-def test_an_override_for_no_axis_is_refused(
+def test_an_override_for_an_unknown_axis_is_refused(
     config: DistributedStrategyConfig, override: dict[str, str], known: str, calls: list[Call]
 ) -> None:
     """The error names the key and the axes there are, and nothing has been made."""
@@ -369,7 +369,7 @@ def test_local_creation_makes_each_rank_only_its_own_groups(
         check_communication(context)
 
 
-def test_a_large_world_has_no_call_for_a_group_of_others(calls: list[Call]) -> None:
+def test_a_rank_of_a_large_world_makes_only_its_own_groups(calls: list[Call]) -> None:
     """Where the ranks agree that it is safe, a rank makes its own groups and no others."""
     with fake_world(1024, rank=5):
         context = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=8))
@@ -412,7 +412,9 @@ def test_ranks_with_unequal_groups_make_theirs_together(calls: list[Call], monke
 
 
 @pytest.mark.ranks(8)
-def test_some_ranks_are_never_built_locally(calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_on_part_of_the_world_is_built_by_all_ranks_together(
+    calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model on part of the world is built by all ranks together, and the whole world's next one is right."""
     monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
     with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=range(4)) as part:
@@ -472,7 +474,7 @@ def test_sizes_that_do_not_fit_are_refused(
 
 
 @pytest.mark.release_independent
-def test_a_strategy_that_is_none_is_refused() -> None:
+def test_what_is_not_a_configuration_is_refused() -> None:
     """Neither a name nor a class is a strategy's configuration."""
     for wrong in ("fsdp2", FSDP2Config, None):
         with fake_world(8), pytest.raises(TypeError, match="FSDP2Config, MegatronFSDPConfig, DDPConfig"):
@@ -482,7 +484,7 @@ def test_a_strategy_that_is_none_is_refused() -> None:
 
 
 @pytest.mark.release_independent
-def test_the_number_of_ranks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_ranks_comes_from_the_argument_the_group_or_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number given, else the process group's, else the launcher's, else 1."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert resolve_world_size() == 1
@@ -504,7 +506,7 @@ def test_gloo_ranks_have_cpu_meshes() -> None:
     compat.destroy_process_groups(meshes.root)
 
 
-def test_the_first_ranks_of_the_world_can_be_asked_for() -> None:
+def test_a_smaller_world_size_takes_the_first_ranks() -> None:
     """With a smaller world size the model has the first ranks, and the others are outside."""
     for rank in (1, 5):
         with fake_world(8, rank), MeshContext.build(FSDP2Config(), world_size=4) as context:
@@ -572,7 +574,7 @@ def test_separate_groups_are_shared_with_no_other_axis() -> None:
         assert ranks[0] == ranks[1] == ranks[2]
 
 
-def test_a_communicator_for_an_axis_there_is_not_is_refused() -> None:
+def test_separate_groups_for_an_unknown_axis_are_refused() -> None:
     """A name in `separate_groups` that no axis has is an error that lists the axes."""
     with fake_world(8), pytest.raises(ValueError, match=r"separate_groups names \['ep'\].*dp_shard_cp"):
         MeshContext.build(FSDP2Config(), separate_groups=("ep",))

@@ -82,7 +82,7 @@ def test_every_argument_can_be_left_out() -> None:
         assert setup.device_mesh is setup.mesh_context.device_mesh is not None
 
 
-def test_the_quick_start_of_the_seeds_builds() -> None:
+def test_the_documented_quick_start_builds() -> None:
     """The first example that NeMo AutoModel's page gives makes this setup, and can be called by position as well."""
     config, sizes = FSDP2Config(sequence_parallel=True), ParallelismSizes(tp_size=2)
     with (
@@ -298,8 +298,8 @@ def test_bad_arguments_are_refused_before_a_group_is_made() -> None:
 
 
 @pytest.mark.ranks(8)
-def test_a_setup_on_real_ranks(no_leaks: None, mesh_registry_reset: None) -> None:
-    """Bad arguments hang no rank; good ones build every group with its timeout; ranks outside a subset are told."""
+def test_a_setup_is_built_or_refused_alike_on_all_ranks(no_leaks: None, mesh_registry_reset: None) -> None:
+    """Bad arguments hang no rank; good ones build every group with its timeout; ranks outside a subset get an error."""
     check_invalid()
     sizes = ParallelismSizes(pp_size=2, tp_size=2, ep_size=2)
     with DistributedSetup.build("fsdp2", sizes, {"pp_schedule": "gpipe"}, timeout_minutes=7) as setup:

@@ -85,7 +85,7 @@ def test_an_importing_module_is_warned_once_at_its_own_line(tmp_path: Path, text
 
 
 def test_each_importing_module_is_warned(tmp_path: Path) -> None:
-    """A second module is told too, at its own line; one that is run again is not told again."""
+    """A second module is warned too, at its own line; one that is run again is not warned again."""
     text = "from automodel_mesh.legacy import MeshContext, STRATEGY_MAP"
     (first,) = run_module(tmp_path / "first.py", text)
     (second,) = run_module(tmp_path / "second.py", "\n" + text)
@@ -102,7 +102,7 @@ def test_where_warnings_are_errors_every_use_is_one() -> None:
 
 
 def test_the_current_names_warn_nobody() -> None:
-    """Importing any module, `legacy` too, taking current names and asking for what is not there is no use of old names.
+    """Importing any module, taking current names and asking for unknown names gives no warning.
 
     Warnings are errors in these tests.
     """

@@ -1,4 +1,4 @@
-"""The loaders' keywords: one setup or one plain mesh, the keywords of old, and loaders that are decorated."""
+"""The loaders' keywords: one setup or one plain mesh, the retired keywords, and decorated loaders."""
 
 from __future__ import annotations
 
@@ -147,17 +147,17 @@ def test_other_types_are_refused() -> None:
             resolve_distributed_setup(mesh)
 
 
-# --- the keywords of old
+# --- the retired keywords
 
 
-def test_the_keywords_of_old_are_these() -> None:
-    """They are the six that the seeds retire, and the flat sizes; the decorator's own are not among them."""
+def test_the_retired_keywords_are_the_documented_ones() -> None:
+    """They are the six that NeMo AutoModel's page retires, and the sizes; the decorator's own are not among them."""
     assert {name: text.format(value="...") for name, text in RETIRED_KEYWORDS.items()} == MOVED
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_a_keyword_of_old_is_told_where_it_moved(name: str) -> None:
-    """It is refused with its new home, whatever its value, `None` too, and next to a valid setup."""
+def test_a_retired_keyword_is_refused_with_what_to_pass_instead(name: str) -> None:
+    """It is refused with any value, even `None`, and next to a valid setup."""
     for value in (None, object(), "auto", 2):
         for others in ({}, {"distributed_setup": DistributedSetup(), "revision": "main"}):
             with pytest.raises(TypeError) as caught:
@@ -168,8 +168,8 @@ def test_a_keyword_of_old_is_told_where_it_moved(name: str) -> None:
             assert second == f"  {name}: " + (MOVED[name] if kept else MOVED[name].replace("=...", f"={value!r}"))
 
 
-def test_both_sides_of_the_migration() -> None:
-    """The seeds' example of old keywords gets one error with all of them; what replaces them loads."""
+def test_the_documented_migration_works() -> None:
+    """The page's example of retired keywords gets one error that names them all; what replaces them loads."""
     with fake_world(8):
         strategy = FSDP2Config(activation_checkpointing=True)
         pp_cfg, moe_cfg, moe_mesh = PipelineConfig(), MoEParallelizerConfig(), a_mesh()

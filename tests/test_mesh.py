@@ -65,8 +65,8 @@ def test_an_axis_name_is_the_string_it_stands_for(text: str) -> None:
 
 
 @pytest.mark.release_independent
-def test_the_axis_names_are_these() -> None:
-    """There is a member for each axis of the seeds, named as it in capitals."""
+def test_each_documented_axis_has_a_name() -> None:
+    """There is a member for each axis that NeMo AutoModel documents, named like it in capitals."""
     assert [str(name) for name in MeshAxisName] == AXES
     assert [name.name for name in MeshAxisName] == [text.upper() for text in AXES]
 
@@ -152,7 +152,7 @@ def test_a_context_without_a_mesh_has_the_defaults() -> None:
 
 
 def test_unknown_axis_names_are_refused() -> None:
-    """A mesh with an axis that is no `MeshAxisName`, or with no names, is refused with the names there are."""
+    """A mesh with an axis of no strategy, or with no names, is refused with the known names."""
     with fake_world(8):
         odd = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "model"))
         good = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
@@ -166,7 +166,7 @@ def test_unknown_axis_names_are_refused() -> None:
 
 
 def test_wrapped_meshes_are_read_and_never_closed() -> None:
-    """Of meshes that exist, the sizes are read, and closing or aborting destroys nothing."""
+    """The sizes of existing meshes are read, and closing or aborting destroys nothing."""
     with fake_world(16):
         built = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, cp_size=2, pp_size=2, ep_size=4))
         wrapped = MeshContext.from_meshes(built.device_mesh, built.moe_mesh)
@@ -361,7 +361,7 @@ def test_aborting_covers_derived_and_expert_axes() -> None:
 
 
 @pytest.mark.ranks(8)
-def test_student_and_teacher_side_by_side() -> None:
+def test_two_models_on_disjoint_ranks_have_meshes_of_their_own() -> None:
     """Each has its own topology on its ranks; a rank of the other gets a context that says so and refuses."""
     before = worlds.live_process_groups()
     rank = dist.get_rank()
@@ -418,7 +418,7 @@ def check_refusals(context: MeshContext) -> None:
 
 @pytest.mark.parametrize("ask", [get_flat_mesh, compat.get_group, lambda mesh, axis: get_submesh(mesh, (axis, "tp"))])
 def test_derived_axes_are_refused_outside_as_native_ones_are(ask: Callable[[DeviceMesh, str], object]) -> None:
-    """A rank outside is told that it is outside, not that an axis which the model has does not exist."""
+    """The error says that the rank is outside, not that an axis which the model has does not exist."""
     with fake_world(8, 6), MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=range(4)) as context:
         assert context.device_mesh is not None
         for axis in ("dp", "dp_cp", "dp_shard_cp"):
@@ -437,8 +437,8 @@ def test_sizes_are_the_same_inside_and_outside() -> None:
 
 
 @pytest.mark.ranks(8)
-def test_chosen_ranks_need_not_lie_side_by_side() -> None:
-    """Any ascending ranks make a grid in their order, whatever world they are in."""
+def test_chosen_ranks_need_not_be_contiguous() -> None:
+    """Any ascending ranks of the world make a mesh, in their order."""
     ranks = [0, 2, 3, 7]
     sizes = ParallelismSizes(tp_size=2)
     with MeshContext.build(FSDP2Config(), sizes, ranks=ranks, timeout_minutes=1) as context:
@@ -465,7 +465,7 @@ def test_chosen_ranks_need_not_lie_side_by_side() -> None:
         (["0", "1"], TypeError, r"ranks\[0\]='0' is of type str"),
     ],
 )
-def test_ranks_that_will_not_do_are_refused(ranks: list[int], error: type[Exception], message: str) -> None:
+def test_invalid_ranks_are_refused(ranks: list[int], error: type[Exception], message: str) -> None:
     """The error says which rank is wrong, and nothing is made."""
     with fake_world(8):
         with pytest.raises(error, match=message):
@@ -473,7 +473,7 @@ def test_ranks_that_will_not_do_are_refused(ranks: list[int], error: type[Except
         assert len(worlds.live_process_groups()) == 1
 
 
-def test_a_ddp_context_outside_refuses_to_be_listed() -> None:
+def test_a_ddp_context_outside_lists_no_groups() -> None:
     """Outside, a DDP context has no group, says so, and lists nothing."""
     with fake_world(8, 5), MeshContext.build(DDPConfig(), ranks=range(4)) as context:
         assert not context.is_member

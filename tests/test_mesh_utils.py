@@ -101,7 +101,7 @@ FSDP_CASES = [
 
 
 @pytest.mark.ranks(8)
-def test_the_mesh_for_fsdp_in_its_cases() -> None:
+def test_the_mesh_for_fsdp_has_an_axis_of_replicas_only_if_there_are_several() -> None:
     """One axis without replicas, two with; sharded over context parallel ranks too; asked of any mesh of the family."""
     for sizes, shape, names in FSDP_CASES:
         with MeshContext.build(FSDP2Config(), ParallelismSizes(**sizes)) as context:
@@ -184,7 +184,7 @@ def test_a_repeated_request_returns_the_same_object() -> None:
 
 
 def test_what_cannot_be_found_is_refused() -> None:
-    """Unknown axes are a `KeyError` that lists those there are; repeated, overlapping or disordered ones an error."""
+    """Unknown axes are a `KeyError` that lists the known ones; repeated, overlapping or disordered ones an error."""
     with fake_world(16):
         root = build(ParallelismSizes(tp_size=2, cp_size=2, dp_replicate_size=2))
         for mesh in (root, get_flat_mesh(root, "tp")):
@@ -258,7 +258,7 @@ def test_ring_and_ulysses_split_the_context_parallel_axis() -> None:
 
 
 def test_a_degree_of_one_shares_the_group_of_its_ranks() -> None:
-    """All ranks in the ring, or all in Ulysses, need no group that is not there."""
+    """If all ranks are in the ring, or all in Ulysses, no new group is made."""
     with fake_world(16):
         root = build(ParallelismSizes(cp_size=4, tp_size=2))
         groups = worlds.live_process_groups()
@@ -284,7 +284,7 @@ def test_degrees_that_do_not_fit_are_refused(degrees: tuple[int, int], error: ty
 
 
 def test_ring_and_ulysses_need_a_context_parallel_axis() -> None:
-    """A mesh without `cp` is a `KeyError`, a rank outside is told so."""
+    """A mesh without `cp` is a `KeyError`, and the error on a rank outside says that it is outside."""
     with fake_world(8, 5):
         mesh = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
         with pytest.raises(KeyError, match="no axis 'cp'"):
@@ -334,7 +334,7 @@ def test_a_spec_can_be_pickled_under_either_path() -> None:
     assert pickle.loads(text.replace(b"automodel_mesh.nemo.mesh_utils", b"automodel_mesh.mesh_utils")) == spec
 
 
-def test_device_meshes_of_each_strategy() -> None:
+def test_each_strategy_has_its_device_meshes() -> None:
     """The root and the expert mesh where there are experts; Megatron-FSDP has one mesh, DDP none."""
     with fake_world(8):
         root, experts = _create_device_meshes(FSDP2Config(), ParallelismSizes(tp_size=2, ep_size=2), 8)
@@ -400,7 +400,7 @@ def test_a_named_mesh_is_made_of_a_spec() -> None:
     ],
 )
 def test_a_malformed_spec_is_refused(spec: _MeshSpec, error: type[Exception], message: str) -> None:
-    """Sizes, names and folds that do not fit are refused before anything is made."""
+    """Sizes, names and flattened axes that do not fit are refused before anything is made."""
     with pytest.raises(error, match=message):
         _validate_mesh_spec(spec)
     with fake_world(4), pytest.raises(error, match=message):
@@ -418,7 +418,7 @@ def test_an_axis_is_split_on_every_release() -> None:
 
 
 @pytest.mark.release_independent
-def test_sizes_are_read_and_checked() -> None:
+def test_a_degree_is_none_or_an_int_of_at_least_one() -> None:
     """`None` is 1, other than ints of at least 1 are refused; a feature that a strategy lacks has size 1."""
     assert (_degree(None), _degree(1), _degree(8)) == (1, 1, 8)
     for wrong, error in ((0, ValueError), (-3, ValueError), ("8", TypeError), (True, TypeError)):

@@ -256,7 +256,7 @@ def test_ddp_is_one_axis_over_all_ranks(dp_size: int | None) -> None:
 
 
 def test_a_strategy_may_be_named_by_a_str_enum() -> None:
-    """A member of a str enum does as a strategy's name."""
+    """A member of a str enum can be a strategy's name."""
 
     class Strategy(str, Enum):
         DDP = "ddp"
@@ -623,8 +623,10 @@ def test_dp_size_is_inferred_exactly_when_the_rest_divides(dp: int, rest: list[i
         ),
     ],
 )
-def test_constraint_messages(strategy: str, sizes: Mapping[str, int], message: str) -> None:
-    """A broken constraint is reported with the strategy, the size, its value and the values that would do."""
+def test_a_size_that_does_not_fit_is_reported_with_those_that_would(
+    strategy: str, sizes: Mapping[str, int], message: str
+) -> None:
+    """The message has the strategy, the size, its value and the values that would do."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         plan_topologies(strategy, ParallelismSizes(**sizes), 8)
 
@@ -636,7 +638,7 @@ def test_ddp_takes_no_other_size(field: str) -> None:
         plan_topologies("ddp", ParallelismSizes(**{field: 2}), 8)
 
 
-def test_remedies_of_a_message_do() -> None:
+def test_the_planner_accepts_every_remedy_of_a_message() -> None:
     """Every tp_size that a message offers is one the planner accepts, and it offers all of them."""
     accepted = []
     for tp in range(1, 25):
@@ -657,7 +659,7 @@ def test_long_choices_are_shortened() -> None:
 
 @pytest.mark.parametrize("strategy", ["fsdp", "", None, 3])
 def test_an_unknown_strategy_is_refused(strategy: str) -> None:
-    """An unknown strategy is refused with the ones there are."""
+    """An unknown strategy is refused with the names of the known ones."""
     with pytest.raises(ValueError, match=r"strategy=.* is not known: give one of 'fsdp2', 'megatron_fsdp', 'ddp'"):
         plan_topologies(strategy, ParallelismSizes(), 8)
 

@@ -1,4 +1,4 @@
-"""The underscored names that code written for NeMo AutoModel imports from `mesh_utils`, which serves them."""
+"""The underscored functions that code written for NeMo AutoModel imports from its `mesh_utils`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _MeshSpec:
-    """Shape and axes of a mesh, and the axes to fold."""
+    """Shape and axes of a mesh, and its flattened axes."""
 
     shape: tuple[int, ...]
     axes: tuple[MeshAxisName, ...]
@@ -48,7 +48,7 @@ class _MeshSpec:
 def _create_device_meshes(
     strategy_config: StrategyConfig, parallelism: ParallelismSizes, world_size: int
 ) -> tuple[DeviceMesh | None, DeviceMesh | None]:
-    """Build the root and the expert mesh of a strategy; DDP has neither."""
+    """Build the root and the expert mesh of a strategy; both are `None` for DDP."""
     strategy = strategy_for(strategy_config)
     if strategy.has_mesh:
         return build_meshes(strategy, parallelism, world_size)[:2]
@@ -57,7 +57,7 @@ def _create_device_meshes(
 
 
 def _create_fsdp2_device_mesh(parallelism: ParallelismSizes, world_size: int) -> tuple[DeviceMesh, DeviceMesh | None]:
-    """Build the root mesh of FSDP2, and its expert mesh where experts are parallel."""
+    """Build the root mesh of FSDP2, and its expert mesh if `ep_size` is above 1."""
     return build_meshes(FSDP2Config.strategy, parallelism, world_size)[:2]
 
 
@@ -67,7 +67,7 @@ def _create_megatron_fsdp_device_mesh(parallelism: ParallelismSizes, world_size:
 
 
 def _create_moe_mesh(device_mesh: DeviceMesh, ep_shard_size: int, ep_size: int) -> DeviceMesh:
-    """Lay the ranks of a stage out as (ep_shard, ep)."""
+    """Build the mesh (ep_shard, ep) of the ranks of a pipeline stage."""
     mesh = build_moe_mesh(device_mesh, strategy_for(FSDP2Config()).expert_axes, (ep_shard_size, ep_size))
     if mesh is None:
         raise compat.RankNotInMeshError(f"this rank is not in {device_mesh}, so it has no expert mesh of it")
@@ -75,7 +75,7 @@ def _create_moe_mesh(device_mesh: DeviceMesh, ep_shard_size: int, ep_size: int) 
 
 
 def _degree(value: int | None) -> int:
-    """Read a size that may be left out as 1."""
+    """Return a size, 1 for `None`."""
     check_size("size", value, optional=True)
     return 1 if value is None else value
 
@@ -83,7 +83,7 @@ def _degree(value: int | None) -> int:
 def _infer_dp_size(
     dp_size: int | None, world_size: int, non_dp_size: int, expression: str, factors: tuple[int, ...]
 ) -> int:
-    """Return the data parallel size that fills the world; `expression` names the factors, joined by ` * `."""
+    """Return the data parallel size that fills the world; `expression` is the names of the factors, with ` * `."""
     names = [name.strip() for name in expression.split("*")]
     named = dict(zip(names, factors, strict=True)) if len(names) == len(factors) else {expression: non_dp_size}
     return infer_dp_size(dp_size, world_size, named)
@@ -110,7 +110,7 @@ def _register_flattened_axes(
 
 
 def _require_size_one(strategy_name: str, size: int | None, feature_name: str) -> None:
-    """Refuse a size above 1 for what a strategy does not support."""
+    """Refuse a size above 1 for a feature that a strategy does not support."""
     if _degree(size) != 1:
         raise ValueError(f"{strategy_name} does not support {feature_name}: its size is {size}; give 1 or None.")
 
@@ -121,5 +121,5 @@ def _unflatten_compat(flat_mesh: DeviceMesh, axis: int, sizes: tuple[int, ...], 
 
 
 def _validate_mesh_spec(spec: _MeshSpec) -> None:
-    """Refuse unlike numbers of sizes and axes, sizes below 1, and folds of axes there are not."""
+    """Refuse different numbers of sizes and axes, sizes below 1, and flattened axes of unknown axes."""
     Topology(spec.axes, spec.shape, {str(name): axes for name, axes in spec.flattened_axes.items()})

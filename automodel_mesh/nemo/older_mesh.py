@@ -1,4 +1,4 @@
-"""What `automodel_mesh.legacy` offers: the older generation's `MeshContext`, on top of the current one."""
+"""The older generation's `MeshContext`, and the other names of `automodel_mesh.legacy`."""
 
 from __future__ import annotations
 
@@ -35,24 +35,23 @@ __all__ = [
 
 @dataclass(init=False)
 class MeshContext(mesh.MeshContext):
-    """Device meshes together with what is to be done on them: the older generation's context.
+    """The older generation's context: device meshes and settings in one object.
 
-    It is a current `MeshContext` too, so that every function which takes one takes this. Sizes are read from the
-    meshes; without a mesh they are 1, those of `dp` and `dp_replicate` `None`.
+    It is a subclass of the current `MeshContext`, so every function that takes one takes this.
 
     Args:
-        strategy_config: an instance of `FSDP2Config`, `MegatronFSDPConfig` or `DDPConfig`.
-        pipeline_config: how to split and schedule a pipeline; wants a `device_mesh` with more than one stage.
-        moe_config: how to shard experts; wants a `moe_mesh` with more than one expert parallel rank.
+        strategy_config: a strategy's configuration, as for the current `MeshContext.build`.
+        pipeline_config: how to split and schedule a pipeline; needs a `device_mesh` with more than one stage.
+        moe_config: how to shard experts; needs a `moe_mesh` with more than one expert parallel rank.
         activation_checkpointing: `False`, `True` or `"full"`, or `"selective"`.
         device_mesh: the root mesh.
         moe_mesh: the expert mesh.
-        process_group: a group of the model's ranks, where the caller has one.
+        process_group: a process group of the model's ranks, if the caller has one.
 
     Raises:
-        ValueError: an axis of a mesh has a name that is no `MeshAxisName`; or there is a `strategy_config`, and
+        ValueError: as for the current `MeshContext`; or there is a `strategy_config`, and
             `_validate_distributed_setup` refuses the context.
-        TypeError: `strategy_config` is no strategy's configuration.
+        TypeError: `strategy_config` is not a strategy's configuration.
     """
 
     strategy_config: StrategyConfig | None = None
@@ -61,7 +60,7 @@ class MeshContext(mesh.MeshContext):
     activation_checkpointing: ActivationCheckpointing = False
     _origin: DistributedSetup | None = field(default=None, init=False, repr=False, compare=False)
 
-    # By hand, because a generated one would take the meshes first, as the current generation does.
+    # Written out, because a generated one would take the meshes first, as the current generation does.
     def __init__(  # noqa: PLR0917 - the older generation's arguments, in its order
         self,
         strategy_config: StrategyConfig | None = None,
@@ -96,7 +95,7 @@ class MeshContext(mesh.MeshContext):
         """Build the meshes of a strategy, as the current `MeshContext.build` does, and keep the strategy with them.
 
         Args:
-            strategy_config: an instance of `FSDP2Config`, `MegatronFSDPConfig` or `DDPConfig`.
+            strategy_config: a strategy's configuration, as for the current `MeshContext.build`.
             parallelism_sizes: the sizes asked for; by default all ranks are data parallel.
             world_size: number of ranks; by default found from the process group or the launcher.
             **more: any other keyword of the current `MeshContext.build`.
@@ -123,15 +122,15 @@ class MeshContext(mesh.MeshContext):
         moe_config: MoEParallelizerConfig | None = None,
         activation_checkpointing: ActivationCheckpointing = False,
     ) -> Self:
-        """Wrap meshes that exist. Closing such a context destroys nothing: its groups are the caller's.
+        """Wrap existing meshes. Closing such a context destroys nothing: the process groups are the caller's.
 
         Args:
-            device_mesh: the root mesh.
+            device_mesh: the root mesh; all arguments are those of the class.
             moe_mesh: the expert mesh.
-            strategy_config: as for the class, and so are the rest.
+            strategy_config: a strategy's configuration.
             pipeline_config: how to split and schedule a pipeline.
             moe_config: how to shard experts.
-            activation_checkpointing: `False`, `True` or `"full"`, or `"selective"`.
+            activation_checkpointing: what is recomputed in the backward pass.
 
         Returns:
             The context.
@@ -151,13 +150,13 @@ class MeshContext(mesh.MeshContext):
 
     @classmethod
     def from_distributed_setup(cls, setup: DistributedSetup) -> Self:
-        """Give a current setup to code that wants the older context.
+        """Make a context of a current setup, for code that takes the older context.
 
         Args:
             setup: the setup; its meshes are shared, so closing either closes both.
 
         Returns:
-            The context; `to_distributed_setup` returns an equal setup while the meshes are left as they are.
+            The context; `to_distributed_setup` returns an equal setup until the meshes are replaced.
 
         Raises:
             ValueError: `mesh_context` of the setup was changed, so that its parts no longer fit together.
@@ -172,15 +171,15 @@ class MeshContext(mesh.MeshContext):
         return context
 
     def to_distributed_setup(self) -> DistributedSetup:
-        """Give this context to code of the current generation.
+        """Make a setup of this context, for code of the current generation.
 
         Returns:
             The setup. Its meshes are shared, so closing either closes both. Its `parallelism_sizes` are those of the
             setup that this context was made from, or else read from the meshes (`None` without a mesh).
 
         Raises:
-            ValueError: the parts do not fit together, which `_validate_distributed_setup` says too.
-            TypeError: a configuration is not of this library's class.
+            ValueError: the parts do not fit together.
+            TypeError: a configuration has the wrong class.
         """
         setup = DistributedSetup(
             strategy_config=self.strategy_config,
@@ -189,7 +188,7 @@ class MeshContext(mesh.MeshContext):
             activation_checkpointing=self.activation_checkpointing,
             mesh_context=self._topology(),
         )
-        # The one field whose name has changed: checked by this name first, so that the message has it.
+        # The one field whose name has changed: checked here first, so that the message has this generation's name.
         owner: Any = self
         strategy = None if self.strategy_config is None else strategy_for(self.strategy_config)
         _check_needed(owner, "moe_config", "ep_size", _sizes_of(setup, strategy), strategy)
@@ -197,7 +196,7 @@ class MeshContext(mesh.MeshContext):
 
     @classmethod
     def _over(cls, topology: mesh.MeshContext) -> Self:
-        """Make a context without policies that shares the meshes of another, and closes what that would close."""
+        """Make a context without settings that shares the meshes of another one, and closes what that would close."""
         context = cls(
             device_mesh=topology.device_mesh, moe_mesh=topology.moe_mesh, process_group=topology.process_group
         )
@@ -205,13 +204,13 @@ class MeshContext(mesh.MeshContext):
         return context
 
     def _topology(self) -> mesh.MeshContext:
-        """Return the part that the current generation calls a context."""
+        """Return the meshes alone, as a current context."""
         topology = mesh.MeshContext(self.device_mesh, self.moe_mesh, process_group=self.process_group)
         topology._built = self._built  # noqa: SLF001 - of the class that this one extends
         return topology
 
     def _asked_sizes(self) -> ParallelismSizes | None:
-        """Return the sizes asked for, where they are known and still those of the meshes, else those there are."""
+        """Return the sizes of the setup that this was made from; those of the meshes, if these were replaced."""
         origin = self._origin
         if origin is not None and origin.device_mesh is self.device_mesh and origin.moe_mesh is self.moe_mesh:
             return origin.parallelism_sizes

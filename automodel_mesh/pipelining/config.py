@@ -34,7 +34,7 @@ PIPELINE_SCHEDULES: Final = (
     "PipelineScheduleSingle",
     "PipelineScheduleMulti",
 )
-"""The names that `torch.distributed.pipelining` knows schedules by, in any case; torch has `DualPipeV` from 2.9 on."""
+"""The names of schedules in `torch.distributed.pipelining`, which ignores case; torch has `DualPipeV` from 2.9 on."""
 
 
 @dataclass(frozen=True)
@@ -43,38 +43,37 @@ class PipelineConfig:
 
     Raises:
         TypeError: a field has a value of the wrong type.
-        ValueError: a field has a value that is not valid; the message says what is.
+        ValueError: a field has a value that is not valid; the message says what would be.
     """
 
     pp_schedule: str | None = "1f1b"
     """The schedule, one of `PIPELINE_SCHEDULES` in any case, or `None` with `pp_schedule_csv`. By default `"1f1b"`."""
 
     pp_schedule_csv: str | os.PathLike[str] | None = None
-    """A file with the schedule as a table, one row for each rank, which takes the place of `pp_schedule`. By default
-    `None`."""
+    """A file with the schedule as a table, one row for each rank, instead of `pp_schedule`. By default `None`."""
 
     pp_microbatch_size: int = 1
     """Samples in a micro-batch, at least 1; divides `pp_batch_size`. By default 1."""
 
     pp_batch_size: int = 1
-    """Samples that go through the pipeline in one step of a rank, at least 1. By default 1."""
+    """Samples of one rank in one training step, at least 1. By default 1."""
 
     layers_per_stage: int | None = None
-    """Layers in a stage, at least 1. By default `None`: as many as make one stage for each pipeline rank, or two where
-    the schedule wants several."""
+    """Layers in a stage, at least 1. By default `None`: the number that makes one stage for each pipeline rank, or two
+    if the schedule needs several."""
 
     round_virtual_stages_to_pp_multiple: Literal["up", "down"] | None = None
-    """Where `layers_per_stage` gives a number of stages that the pipeline ranks do not divide: round it `"up"` or
-    `"down"` to a multiple. By default `None`: such a number is an error of the builder."""
+    """Whether to round the number of stages that `layers_per_stage` gives `"up"` or `"down"`, to a multiple of the
+    pipeline ranks. By default `None`: another number is an error when the pipeline is built."""
 
     module_fqns_per_model_part: Sequence[Sequence[str]] | None = field(default=None, hash=False)
-    """For each stage, the qualified names of its modules. By default `None`: layers are spread evenly."""
+    """The qualified names of the modules of each stage. By default `None`: layers are spread evenly."""
 
     patch_inner_model: bool = True
     """Whether the forward method of the inner model is replaced by one that a stage can run. By default `True`."""
 
     patch_causal_lm_model: bool = True
-    """The same of the model around it, with the head. By default `True`."""
+    """Whether the forward method of the outer model, with the head, is replaced too. By default `True`."""
 
     patch_stage_backward_maybe_with_nosync: bool = False
     """Whether the stage's backward step is replaced by one that defers the reduction of gradients. By default
@@ -84,7 +83,8 @@ class PipelineConfig:
     """Whether the schedule divides gradients by the number of micro-batches. By default `False`: the loss does."""
 
     dtype: torch.dtype | str | None = None
-    """The dtype of what stages send to each other, a `torch.dtype` or its name. By default `None`: the model's."""
+    """The dtype of the tensors that stages send to each other, a `torch.dtype` or its name. By default `None`: the
+    model's."""
 
     def __post_init__(self) -> None:
         _check_csv(self.pp_schedule_csv)

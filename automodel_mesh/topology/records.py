@@ -1,4 +1,4 @@
-"""`Strategy`: a record of all that distinguishes one strategy from another, checked when it is made; without torch."""
+"""`Strategy`: the record that describes a strategy, checked when it is made; without torch."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ EXPERT_MESH_AXES: Final = ("ep_shard", "ep")
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """A strategy: its names, its configuration's class, and how it turns sizes into the axes of a mesh.
+    """A strategy: its names, the class of its configuration, and the axes of its mesh.
 
-    A size that no axis takes is one that the strategy does not support: it can only be 1.
+    A size that no axis comes from is not supported: it can only be 1.
 
     Args:
         name: The name, in messages and for `DistributedSetup.build`.
         config: The class of its configuration, or `"package.module:Class"`, which is imported when it is first needed.
             Configurations are recognised by the name of their class, or by a class variable `strategy` with `name`.
-        axes: The axes of the mesh, outermost first, and for each a field of `sizes`, such as `"tp_size"`, or a field
-            divided by others, such as `"dp_size / dp_replicate_size"`. The axis of `"dp_size"` gets what the other
-            sizes leave of the ranks.
-        derived: The axes to fold from these, by name.
+        axes: The axes of the mesh, outermost first, each with a field of `sizes`, such as `"tp_size"`, or with a field
+            divided by others, such as `"dp_size / dp_replicate_size"`. The axis that comes from `dp_size` gets the
+            ranks that the other sizes leave.
+        derived: The names of derived axes, each with the axes that it folds.
         aliases: Other names.
-        sizes: `ParallelismSizes`, or a subclass of it with more fields, each with a default.
-        expert_axes: Neighbours among the axes, whose ranks an expert mesh of `EXPERT_MESH_AXES` lays out anew where
-            `ep_size` is above 1. By default none: there is no expert parallelism.
-        fully_shard_axes: The axes of the mesh that `fully_shard` gets: the one that parameters are sharded over, after
-            the one of replicas if the strategy has any. By default none: the strategy does not use `fully_shard`.
-        has_mesh: Whether a `MeshContext` holds the mesh. Without it, it holds the process group of all ranks.
+        sizes: `ParallelismSizes`, or a subclass with more fields, each with a default.
+        expert_axes: Neighbouring axes that the expert mesh replaces by `EXPERT_MESH_AXES` if `ep_size` is above 1. By
+            default none: the strategy does not support `ep_size`.
+        fully_shard_axes: The axes of the mesh for `fully_shard`: the axis that parameters are sharded over, after the
+            axis of replicas if there is one. By default none: the strategy does not use `fully_shard`.
+        has_mesh: Whether a `MeshContext` has the mesh. If not, it has the process group of all ranks.
         unsupported_options: Fields of the configuration, each with the value that the strategy does not support.
 
     Raises:
-        TypeError: A name is not a string, or `config` or `sizes` is not a class of the kind described.
-        ValueError: The record contradicts itself; the message says where.
+        TypeError: A name is not a string, or `config` or `sizes` is not as described.
+        ValueError: The parts of the record contradict each other; the message says which.
     """
 
     name: str
@@ -93,11 +93,11 @@ class Strategy:
         return (*self.axes, *self.derived)
 
     def quotient(self, axis: str) -> tuple[str, ...]:
-        """Return the size that an axis comes from, and after it the sizes that divide it."""
+        """Return the field of `sizes` that an axis comes from, then the fields that divide it."""
         return tuple(part.strip() for part in self.axes[axis].split("/"))
 
     def axes_of(self, size: str) -> tuple[str, ...]:
-        """Return the axes whose sizes multiply to one of the fields of `sizes`; none if the field has no axis."""
+        """Return the axes whose sizes multiply to a field of `sizes`; none if no axis comes from it."""
         owners = {self.quotient(axis)[0]: axis for axis in self.axes}
         return tuple(owners[part] for part in self.quotient(owners[size])) if size in owners else ()
 
@@ -106,13 +106,14 @@ class Strategy:
         return bool(self.axes_of(size)) or (size == "ep_size" and bool(self.expert_axes))
 
     def accepts(self, option: str, value: object) -> bool:
-        """Tell whether a field of the configuration can have a value, as far as `unsupported_options` says."""
+        """Tell whether a field of the configuration can have a value, according to `unsupported_options`."""
         return option not in self.unsupported_options or self.unsupported_options[option] != value
 
     def factors(self, axes: Iterable[str], values: Mapping[str, int]) -> dict[str, int]:
-        """Return the sizes that multiply to the number of ranks along some axes, by what to call them in messages.
+        """Return the sizes that multiply to the number of ranks along some axes, by name.
 
-        A size that divides another one is left out where its own axis is among the axes, too.
+        For `dp_replicate` and `dp_shard`, with the sizes `dp_replicate_size` and `dp_size / dp_replicate_size`, this is
+        `dp_size`; for `dp_shard` alone, `dp_size / dp_replicate_size`.
 
         Args:
             axes: Some of the axes.
@@ -133,7 +134,7 @@ def _check_config(strategy: Strategy) -> None:
 
 
 def _check_sizes(strategy: Strategy) -> None:
-    """Require that the ranks are the product of the axes: each size has one axis, which it fills alone or as a rest."""
+    """Require that each axis comes from a field of its own, and one of them from `dp_size`."""
     kind: Any = strategy.sizes
     if not isinstance(kind, type) or not issubclass(kind, ParallelismSizes):
         raise TypeError(f"sizes={kind!r}: give ParallelismSizes or a subclass of it")
@@ -161,7 +162,7 @@ def _check_sizes(strategy: Strategy) -> None:
 
 
 def _check_divisors(strategy: Strategy) -> None:
-    """Require that what divides the size of an axis is the size of another one, so that it is not lost."""
+    """Require that each field that divides a size has an axis, so that all axes multiply to a product of fields."""
     plain = [size for size, *divisors in map(strategy.quotient, strategy.axes) if not divisors and size != "dp_size"]
     for axis in strategy.axes:
         for divisor in strategy.quotient(axis)[1:]:

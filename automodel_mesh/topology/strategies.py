@@ -1,6 +1,6 @@
-"""The strategies there are, and the axes, derived axes and expert grid that each makes of the sizes; without torch.
+"""The registered strategies, and the topologies that they make of sizes; without torch.
 
-A strategy is a record. The three at the end of this module are registered as a framework registers its own.
+The three built-in strategies are at the end, registered as a framework registers its own.
 """
 
 from __future__ import annotations
@@ -57,23 +57,21 @@ class StrategyConfig(Protocol):
 
 
 class Topologies(NamedTuple):
-    """The grids of one request."""
+    """What `plan_topologies` makes."""
 
     root: Topology
-    """The grid that the device mesh is built from."""
+    """The topology of the root mesh."""
     moe: Topology | None
-    """The expert grid over the same ranks, or `None` when `ep_size` is 1: the axes of the root with `ep_shard` and `ep`
-    in place of those that experts are spread over.
-
-    The mesh that a rank holds is its own part of it, (ep_shard, ep).
+    """The same ranks with `ep_shard` and `ep` in place of the expert axes, or `None` if `ep_size` is 1. The expert mesh
+    of a rank is a slice of it, (ep_shard, ep).
     """
 
 
 def register_strategy(strategy: Strategy) -> Strategy:
-    """Make a strategy known: to `MeshContext.build`, `DistributedSetup.build`, `plan_topologies` and `STRATEGY_MAP`.
+    """Add a strategy to `STRATEGIES`, so that `MeshContext.build`, `DistributedSetup.build` and others accept it.
 
-    Register it in every process, where its configuration is defined, say. Registering an equal record again has no
-    effect.
+    Register it in every process, for example in the module that defines its configuration. Registering an equal record
+    again has no effect.
 
     Args:
         strategy: The record.
@@ -82,8 +80,8 @@ def register_strategy(strategy: Strategy) -> Strategy:
         The same record.
 
     Raises:
-        ValueError: Another strategy has the name, an alias or a configuration's class of that name, or has the same
-            axes and gives others to `fully_shard`.
+        ValueError: Another strategy has the same name or alias, a configuration's class of the same name, or the same
+            axes but others for `fully_shard`.
     """
     for known in STRATEGIES.values():
         if strategy == known:
@@ -121,11 +119,11 @@ def strategy_named(name: str) -> Strategy:
 
 
 def find_strategy(config: object) -> Strategy | None:
-    """Return the strategy that a configuration is for, `None` if it is no configuration.
+    """Return the strategy that a configuration is for, `None` if it is not a strategy's configuration.
 
     Args:
-        config: An object. What counts is its class, or the nearest base class of it, that has the name of a strategy
-            in a class variable `strategy`, or is called like a strategy's configuration, in whatever package.
+        config: Any object. It is a configuration if its class or a base class, the nearest first, has the name of a
+            strategy in a class variable `strategy`, or the name of a configuration's class, from whatever package.
     """
     by_class = {strategy.config_name: strategy for strategy in STRATEGIES.values()}
     for kind in type(config).__mro__:
@@ -139,7 +137,7 @@ def strategy_for(config: StrategyConfig) -> Strategy:
     """Return the strategy that a configuration is for, as `find_strategy` does.
 
     Raises:
-        TypeError: `config` is no configuration; the message lists the classes.
+        TypeError: `config` is not a configuration; the message lists the classes.
     """
     found = find_strategy(config)
     if found is None:
@@ -152,23 +150,23 @@ def strategy_name(config: StrategyConfig) -> str:
     """Return the name of the strategy that a configuration is for, such as `"fsdp2"`.
 
     Raises:
-        TypeError: `config` is no configuration; the message lists the classes.
+        TypeError: `config` is not a configuration; the message lists the classes.
     """
     return strategy_for(config).name
 
 
 def fully_shard_strategy(axes: Sequence[str]) -> Strategy:
-    """Return the strategy whose mesh has exactly these axes, if it uses `fully_shard`, else the first that does."""
+    """Return the strategy that uses `fully_shard` and has exactly these axes, else the first that uses it."""
     sharding = [strategy for strategy in STRATEGIES.values() if strategy.fully_shard_axes]
     return next((strategy for strategy in sharding if tuple(strategy.axes) == tuple(axes)), sharding[0])
 
 
 def check_supported_sizes(strategy: Strategy, sizes: ParallelismSizes) -> None:
-    """Require that sizes which a strategy has no axis for are 1, or `None` where that means 1.
+    """Require that the sizes that a strategy does not support are 1, or `None` where that is allowed.
 
     Args:
         strategy: The strategy.
-        sizes: The sizes asked for; whether they fill the ranks is checked by the planner.
+        sizes: The sizes asked for. Whether they fill the ranks is checked by `plan_topologies`.
 
     Raises:
         TypeError: A size is not an int.
@@ -204,22 +202,22 @@ def check_supported_option(strategy: Strategy, option: str, value: object, remed
 def plan_topologies(
     strategy: str | Strategy, sizes: ParallelismSizes, world_size: int, *, ranks: Sequence[int] | None = None
 ) -> Topologies:
-    """Lay out the ranks for a strategy.
+    """Compute the axes that a strategy makes of sizes, and the ranks of their groups.
 
-    - `fsdp2`: axes (pp, dp_replicate, dp_shard, cp, tp), derived axes dp, dp_shard_cp and dp_cp; an expert
-      grid when `ep_size` is more than 1.
+    - `fsdp2`: axes (pp, dp_replicate, dp_shard, cp, tp), derived axes dp, dp_shard_cp and dp_cp; an expert mesh if
+      `ep_size` is above 1.
     - `megatron_fsdp`: axes (dp, cp, tp), derived axis dp_cp.
-    - `ddp`: one axis, dp, of which `MeshContext.build` keeps the process group alone.
+    - `ddp`: the axis dp. A `MeshContext` has its process group and no mesh.
 
     Args:
         strategy: A strategy, or the name or an alias of a registered one.
-        sizes: The sizes asked for. Fields that the strategy has and these sizes lack have their defaults.
+        sizes: The sizes asked for. A field of the strategy's sizes that they do not have gets its default.
         world_size: Number of ranks in the world, at least 1.
         ranks: The global ranks to use, strictly ascending, or `None` for the whole world. The sizes then have
             to fill these ranks.
 
     Returns:
-        The root grid and, for a strategy with experts and `ep_size` of more than 1, the expert grid.
+        The topology of the root mesh, and that of the expert mesh if `ep_size` is above 1.
 
     Raises:
         TypeError: A size, the world size or a rank is not an int.
@@ -233,7 +231,7 @@ def plan_topologies(
     counted_as = "world_size" if ranks is None else "len(ranks)"
     check_supported_sizes(chosen, sizes)
     values = {name: value or 1 for name, (value, _) in given.items()}
-    # Inner axes first, as tensor parallelism is the size that is chosen first.
+    # Inner axes first: in messages, tensor parallelism comes first.
     factors = chosen.factors(reversed([*chosen.axes]), values)
     del factors["dp_size"]
     dp_size, _ = given["dp_size"]
@@ -255,7 +253,7 @@ def _or_use(others: Sequence[Strategy]) -> str:
 
 
 def _read_sizes(strategy: Strategy, sizes: object) -> dict[str, tuple[int | None, bool]]:
-    """Return each size, after a check, and whether it can be `None`: those of the strategy, and what else was given."""
+    """Return the checked value of each size, and whether it can be `None`: those of the strategy, then others given."""
     known = [*fields(strategy.sizes), *(fields(sizes) if isinstance(sizes, ParallelismSizes) else ())]
     found: dict[str, tuple[int | None, bool]] = {}
     for size in known:
@@ -267,7 +265,7 @@ def _read_sizes(strategy: Strategy, sizes: object) -> dict[str, tuple[int | None
 
 
 def _axis_size(strategy: Strategy, axis: str, values: Mapping[str, int], origin: str) -> int:
-    """Return the size of an axis, after a check that what divides it does so without a rest."""
+    """Return the size of an axis, after a check that it is a whole number."""
     whole, *rest = strategy.quotient(axis)
     size = values[whole]
     for divisor in rest:
@@ -283,7 +281,7 @@ def _axis_size(strategy: Strategy, axis: str, values: Mapping[str, int], origin:
 
 
 def _plan_experts(strategy: Strategy, root: Topology, values: Mapping[str, int]) -> Topology | None:
-    """Lay the ranks of the expert axes out anew as (ep_shard, ep); `None` without expert parallelism."""
+    """Replace the expert axes by (ep_shard, ep); `None` without expert parallelism."""
     ep_size, axes, experts = values["ep_size"], root.axes, strategy.expert_axes
     if ep_size == 1 or not experts:
         return None
@@ -295,7 +293,7 @@ def _plan_experts(strategy: Strategy, root: Topology, values: Mapping[str, int])
             f"{strategy.name}: ep_size={ep_size} does not divide the ranks of {where}, "
             f"{equation(strategy.factors(experts, values))}: give {one_of(divisors(total))}"
         )
-    # The expert axes are neighbours, so the new ones stand in their place.
+    # The expert axes are neighbours, so the new ones can take their place.
     first = axes.index(experts[0])
     last = first + len(experts)
     return Topology(
