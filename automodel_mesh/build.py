@@ -28,8 +28,7 @@ class Meshes(NamedTuple):
     """What `build_meshes` makes."""
 
     root: DeviceMesh
-    """The mesh with all axes of the strategy; derived axes are flattened axes of it. It has no coordinate on a rank
-    outside."""
+    """The mesh with all axes of the strategy, native and flattened. It has no coordinate on a rank outside."""
     moe: DeviceMesh | None
     """(ep_shard, ep), in the same family; `None` without experts or outside."""
     plan: Topologies
@@ -56,8 +55,7 @@ def build_meshes(
         ranks: the global ranks of the mesh, ascending; by default all.
         timeout: the timeout of every process group made.
         backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
-        separate_groups: the axes, native or derived, that get process groups which no other axis uses, so that their
-            collectives can overlap.
+        separate_groups: the axes that share no process group with others, so that their collectives can overlap.
         device_type: by default the accelerator's, if the default process group has a backend for it, else `"cpu"`.
 
     Returns:

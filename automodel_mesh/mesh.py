@@ -92,15 +92,13 @@ class MeshContext:
         """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
 
         Args:
-            strategy_config: an instance of `FSDP2Config`, `MegatronFSDPConfig` or `DDPConfig`, or a configuration of
-                any class that `strategy_for` recognises.
+            strategy_config: an `FSDP2Config`, `MegatronFSDPConfig`, `DDPConfig` or other object for `strategy_for`.
             parallelism_sizes: the sizes asked for; by default all ranks are data parallel.
             world_size: number of ranks; by default found from the process group or the launcher.
             timeout_minutes: the timeout of every process group made, in minutes; by default the backend's.
             ranks: the global ranks of the model, ascending; by default all.
             backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
-            separate_groups: the axes that get process groups which no other axis uses, so that their collectives can
-                overlap.
+            separate_groups: the axes that share no process group with others, so that their collectives can overlap.
 
         Returns:
             The context. With DDP, and any strategy without a mesh, it has a `process_group` of the model's ranks in

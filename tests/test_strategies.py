@@ -307,6 +307,26 @@ def test_axes_can_have_names_and_an_order_of_their_own() -> None:
         assert get_fsdp_dp_mesh(context.device_mesh).mesh_dim_names == ("weights",)
 
 
+def test_a_strategy_can_shard_without_replicas() -> None:
+    """With one axis for `fully_shard`, native or derived, the mesh has that axis."""
+    axes = {"dp": "dp_size", "seq": "cp_size"}
+    register_strategy(Strategy(name="flat", config="x:FlatConfig", axes=axes, fully_shard_axes=("dp",)))
+    register_strategy(
+        Strategy(
+            name="own",
+            config=OwnConfig,
+            axes={**axes, "tp": "tp_size"},
+            derived={"all": ("dp", "seq")},
+            fully_shard_axes=("all",),
+        )
+    )
+    for config, axis in ((foreign("FlatConfig"), "dp"), (OWN_CONFIG, "all")):
+        with fake_world(8), MeshContext.build(config, ParallelismSizes(cp_size=2)) as context:
+            assert context.device_mesh is not None
+            assert get_fsdp_dp_mesh(context.device_mesh) is get_flat_mesh(context.device_mesh, axis)
+            assert context.parallelize_axis_kwargs()["dp_axis_names"] == (axis,)
+
+
 def test_a_strategy_can_go_without_a_mesh() -> None:
     """The context then has the process group of all ranks, as with DDP."""
     register_strategy(Strategy(name="plain", config=OwnConfig, axes={"rows": "dp_size"}, has_mesh=False))
