@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from automodel_mesh.cli import main
+from automodel_mesh.compat import MINIMUM_TORCH
 from automodel_mesh.doctor.checks import CHECKS
 from tests.terminals import on_a_terminal
 
@@ -197,7 +198,7 @@ def test_an_unsupported_torch_exits_with_2_and_a_message() -> None:
     """A torch that is too old exits with 2 and a message instead of a traceback, and leaves stdout empty."""
     done = command("doctor", "--json", program=OLD_TORCH)
     assert done.returncode == 2
-    assert "found torch 2.5.1; it supports torch 2.6 and newer" in done.stderr
+    assert f"found torch 2.5.1; it supports torch {MINIMUM_TORCH} and newer" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 

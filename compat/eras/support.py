@@ -5,6 +5,7 @@ The only place of the project where versions are compared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
@@ -22,10 +23,10 @@ NEWEST_TESTED_TORCH: Final = Version("2.15.0")
 TORCH_VERSION: Final = Version(Version(torch.__version__).base_version)
 """The installed release: `dev`, `rc`, `a0+git` and `+cu130` builds of X count as X."""
 
-ERAS: Final = (
+ERAS: Final[Sequence[tuple[Version, str]]] = [
     (Version("2.6"), "since_2_06"),
     (Version("2.10"), "since_2_10"),
-)
+]
 """First release of each era, oldest first, and the module of `automodel_mesh.compat` that serves it."""
 
 
@@ -58,10 +59,9 @@ def era_name(version: Version) -> str:
     Raises:
         UnsupportedTorchError: `version` is older than `MINIMUM_TORCH`.
     """
-    served = [name for first, name in ERAS if first <= version]
-    if not served:
+    if version < MINIMUM_TORCH:
         raise UnsupportedTorchError(
             f"automodel-mesh found torch {torch.__version__}; it supports torch {MINIMUM_TORCH} and newer "
             f"(tested up to {NEWEST_TESTED_TORCH}). Install a newer torch: pip install 'torch>={MINIMUM_TORCH}'."
         )
-    return served[-1]
+    return [name for first, name in ERAS if first <= version][-1]
