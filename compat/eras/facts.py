@@ -1,4 +1,8 @@
-"""Small differences inside an era: each with its reason, and when it can go."""
+"""Small differences inside an era: each with its reason, and when it can go.
+
+`python -m tests.leftovers` reads the sentences on when: once the floor, `support.MINIMUM_TORCH`, is there, it lists the
+fact and its uses. Then delete the constant and, where it is used, the branch that is never taken any more.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ Delete when the floor reaches 2.13: keep the newer branch."""
 SIZE_ONE_STRIDE: Final = 1 if torch_at_least("2.11") else 0
 """The stride torch gives a layout that folded to a single rank: CuTe's 0 in 2.10, 1 from 2.11 on.
 
-Only equality with torch's own meshes depends on it. Delete when the floor reaches 2.13."""
+Only equality with torch's own meshes depends on it. Delete when the floor reaches 2.11: write 1."""
 
 OVERLAP_IS_FOUND_BY_LISTING: Final = torch_at_least("2.10") and not torch_at_least("2.13")
 """2.10 to 2.12 list all ranks of a mesh's layout, twice for each mesh, to see whether axes overlap: most of the time it

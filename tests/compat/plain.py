@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def restore_torch() -> None:
-    """Undo what the import of `automodel_mesh.compat` changed in torch: below 2.10, the tables of the registry."""
+    """Undo what the import of `automodel_mesh.compat` changed in torch: below 2.10, the tables of the registry.
+
+    Delete when the floor reaches 2.10, with its calls.
+    """
     if not torch_at_least("2.10"):
         from automodel_mesh.compat.eras import since_2_06
 
