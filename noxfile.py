@@ -1,6 +1,6 @@
 """Every check of the project, as nox sessions; the torch releases come from ci_matrix/torch.toml.
 
-    nox                          lint, typing, and the tests on torch 2.9, 2.11 and the newest release
+    nox                          lint, typing, and the tests on the releases of the short run
     nox -s tests-2.9 tests-2.11  the tests on these releases
     nox -t matrix                the tests on every release
     nox -s tests-2.9 -- -k mesh  what follows -- goes to pytest
@@ -11,6 +11,9 @@ Environment variables that the sessions heed:
     UV_NO_CACHE            for uv: keeps no second copy of what it installs
     CI                     if set, each environment is removed when its session ends, even if disk is plenty
     AUTOMODEL_MESH_PASSED  tests sessions to skip, as they passed on this very checkout (.ci/run sets it)
+
+Which releases the short run, the examples, the benchmarks and the coverage use follows from ci_matrix/torch.toml and
+the names of the era modules.
 
 An environment takes 3 to 7 GB with the CUDA builds. It is removed when its session ends and less than
 ROOM_FOR_AN_ENVIRONMENT is free, so a run never needs much more than that. uv downloads a Python that the
@@ -80,6 +83,7 @@ class Row:
 
     torch: str
     python: str
+    in_short_run: bool
 
     @property
     def release(self) -> str:
@@ -91,7 +95,7 @@ class Row:
 def read_rows() -> list[Row]:
     """Read the rows of ci_matrix/torch.toml, oldest torch first."""
     table = nox.project.load_toml("ci_matrix/torch.toml")["rows"]
-    rows = [Row(entry["torch"], entry["python"]) for entry in table]
+    rows = [Row(entry["torch"], entry["python"], entry.get("short_run", False)) for entry in table]
     return sorted(rows, key=lambda row: Version(row.torch))
 
 
@@ -101,17 +105,29 @@ def label_rows(rows: list[Row]) -> dict[str, Row]:
     return {row.release if row is newest_patch[row.release] else row.torch: row for row in rows}
 
 
+def labels_by_era(rows: dict[str, Row]) -> list[list[str]]:
+    """Group the rows' names by the era module that serves them; a module is named after its first release."""
+    modules = [path.stem.removeprefix("since_") for path in Path("compat/eras").glob("since_*.py")]
+    starts = [Version(name.replace("_", ".")) for name in modules]
+    eras: dict[Version, list[str]] = {}
+    for label, row in rows.items():
+        eras.setdefault(max(start for start in starts if start <= Version(row.torch)), []).append(label)
+    return list(eras.values())
+
+
 ROWS: Final = label_rows(read_rows())
+ERAS: Final = labels_by_era(ROWS)
 NEWEST: Final = list(ROWS)[-1]
 OLDEST: Final = next(iter(ROWS))
-BENCH_ROWS: Final = {label: ROWS[label] for label in (OLDEST, "2.9", "2.10", NEWEST)}
-EXAMPLE_ROWS: Final = {label: ROWS[label] for label in ("2.9", "2.11", NEWEST)}
+SHORT_RUN: Final = [label for label, row in ROWS.items() if row.in_short_run or label == NEWEST]
+EXAMPLE_ROWS: Final = {label: ROWS[label] for label in SHORT_RUN}
+BENCH_ROWS: Final = {label: ROWS[label] for era in ERAS for label in (era[0], era[-1])}
 TOOLS_PYTHON: Final = ROWS[NEWEST].python
 
 # What `automodel-mesh track` exits with when it could read the torch: it is known, breaks us, or needs a look.
 TRACKED: Final = (0, 1, 3)
 
-nox.options.sessions = ["lint", "typing", "tests-2.9", "tests-2.11", f"tests-{NEWEST}"]
+nox.options.sessions = ["lint", "typing", *(f"tests-{label}" for label in SHORT_RUN)]
 
 
 def find_pyenv_pythons() -> None:
@@ -142,16 +158,20 @@ find_pyenv_pythons()
 
 @contextlib.contextmanager
 def environment(session: nox.Session) -> Iterator[None]:
-    """Set up what every session with torch needs; at the end, say its time and free disk that is short."""
+    """Set up what every session with torch needs; at the end, say its time and free disk that is short.
+
+    With `nox --no-venv` the environment is not the session's own, and stays.
+    """
     session.env.update(RANK_ENVIRONMENT)
     start = time.perf_counter()
     try:
         yield
     finally:
         session.log(f"{session.name} took {time.perf_counter() - start:.0f} s")  # nox rounds to minutes
-        location = Path(session.virtualenv.location)
-        if "CI" in os.environ or shutil.disk_usage(location).free < ROOM_FOR_AN_ENVIRONMENT:
-            shutil.rmtree(location, ignore_errors=True)
+        if session.venv_backend != "none":
+            location = Path(session.virtualenv.location)
+            if "CI" in os.environ or shutil.disk_usage(location).free < ROOM_FOR_AN_ENVIRONMENT:
+                shutil.rmtree(location, ignore_errors=True)
 
 
 def tools(*names: str, extra: str = "dev") -> list[str]:
@@ -262,14 +282,14 @@ add_sessions("examples", EXAMPLE_ROWS, examples_row, tags=["examples"])
 
 @nox.session(venv_backend="none")
 def examples(session: nox.Session) -> None:
-    """Run the examples on torch 2.9, 2.11 and the newest release, one after the other."""
+    """Run the examples on the releases of the short run, one after the other."""
     for label in EXAMPLE_ROWS:
         session.notify(f"examples-{label}", posargs=session.posargs)
 
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks on torch 2.6, 2.9, 2.10 and the newest release, one after the other."""
+    """Run the benchmarks on the first and the last release of each era, one after the other."""
     for row in BENCH_ROWS.values():
         bench_results(session, row).unlink(missing_ok=True)  # bench-report wants those of this run
     for label in BENCH_ROWS:
@@ -321,11 +341,11 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(python=TOOLS_PYTHON)
 def coverage(session: nox.Session) -> None:
-    """Measure the tests' coverage on torch 2.9 and the newest release together: one release of each era."""
+    """Measure the tests' coverage on the last release of each era together."""
     with environment(session):
         session.install(*tools("coverage"))
         session.run("coverage", "erase")
-        for label in ("2.9", NEWEST):
+        for label in (era[-1] for era in ERAS):
             install(session, "tests", ROWS[label].torch)
             session.run("coverage", "run", "-m", "pytest", *test_options(ROWS[label]), *session.posargs)
         session.run("coverage", "combine", "--quiet")

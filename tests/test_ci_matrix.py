@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from automodel_mesh.compat import MINIMUM_TORCH, NEWEST_TESTED_TORCH
+from automodel_mesh.compat.eras.support import era_name
 
 pytestmark = pytest.mark.release_independent
 
@@ -39,6 +40,20 @@ def label(release: Version) -> str:
     return short if release == newest else str(release)
 
 
+def labels_by_era() -> list[list[str]]:
+    """Return how the releases of each era are called."""
+    eras: dict[str, list[str]] = {}
+    for release in RELEASES:
+        eras.setdefault(era_name(release), []).append(label(release))
+    return list(eras.values())
+
+
+def short_run() -> list[str]:
+    """Return how the releases of the short run are called."""
+    marked = [release for release, row in zip(RELEASES, ROWS, strict=True) if row.get("short_run")]
+    return [label(release) for release in sorted({*marked, RELEASES[-1]})]
+
+
 def test_rows_are_sorted_and_unique() -> None:
     """The rows go from the oldest torch to the newest, each listed once."""
     assert sorted(set(RELEASES)) == RELEASES
@@ -58,6 +73,12 @@ def test_rows_leave_out_no_release() -> None:
 def test_oldest_row_is_the_requirement() -> None:
     """The package requires the oldest torch of the matrix and no newer one."""
     assert f"torch>={MINIMUM_TORCH}" in PROJECT["dependencies"]
+
+
+def test_readme_names_the_releases() -> None:
+    """The first sentence of the README names the oldest and the newest release of the matrix."""
+    newest = f"{NEWEST_TESTED_TORCH.major}.{NEWEST_TESTED_TORCH.minor}"
+    assert f"on every PyTorch release from {MINIMUM_TORCH} to {newest}." in (ROOT / "README.md").read_text()
 
 
 @each_row
@@ -86,8 +107,9 @@ def test_backends_are_known(row: dict[str, Any]) -> None:
 @each_row
 def test_rows_have_no_unknown_keys(row: dict[str, Any]) -> None:
     """A row holds the keys that the file's head explains, so that a misspelt key is found."""
-    known = {"torch", "python", "requires_python", "backends", "cuda_backends", "expected_failures"}
+    known = {"torch", "python", "requires_python", "backends", "cuda_backends", "short_run", "expected_failures"}
     assert set(row) <= known
+    assert row.get("short_run", True) is True
 
 
 @each_row
@@ -106,10 +128,15 @@ def test_matrix_sessions_are_the_rows() -> None:
     assert listed == {f"tests-{label(release)}": row["python"] for release, row in rows}
 
 
-@pytest.mark.parametrize(("tag", "labels"), [("examples", ["2.9", "2.11"]), ("bench", ["2.6", "2.9", "2.10"])])
-def test_sessions_of_some_releases_end_with_the_newest(tag: str, labels: list[str]) -> None:
-    """`nox -s examples` and `nox -s bench` run on some releases, the newest always among them."""
-    assert set(list_sessions("-t", tag)) == {f"{tag}-{name}" for name in [*labels, label(RELEASES[-1])]}
+def test_examples_run_on_the_short_run() -> None:
+    """`nox -s examples` runs on the rows marked `short_run` and on the newest."""
+    assert set(list_sessions("-t", "examples")) == {f"examples-{name}" for name in short_run()}
+
+
+def test_bench_runs_at_the_bounds_of_each_era() -> None:
+    """`nox -s bench` runs on the first and the last release of each era."""
+    bounds = {name for era in labels_by_era() for name in (era[0], era[-1])}
+    assert set(list_sessions("-t", "bench")) == {f"bench-{name}" for name in bounds}
 
 
 def test_cuda_sessions_are_the_rows() -> None:
@@ -118,16 +145,15 @@ def test_cuda_sessions_are_the_rows() -> None:
 
 
 def test_plain_nox_runs_the_short_list() -> None:
-    """Plain `nox` runs lint, typing, and the tests on 2.9, 2.11 and the newest release."""
-    newest = f"tests-{label(RELEASES[-1])}"
-    assert set(list_sessions()) == {"lint", "typing", "tests-2.9", "tests-2.11", newest}
+    """Plain `nox` runs lint, typing, and the tests on the releases of the short run."""
+    assert set(list_sessions()) == {"lint", "typing", *(f"tests-{name}" for name in short_run())}
 
 
-def test_short_name_is_the_newest_patch() -> None:
-    """`tests-2.9` is the newest patch listed for 2.9; the other one has its full number."""
-    sessions = list_sessions("-s", "tests-2.9", "tests-2.9.0")
-    assert "torch 2.9.1," in sessions["tests-2.9"]["description"]
-    assert "torch 2.9.0," in sessions["tests-2.9.0"]["description"]
+def test_each_session_installs_the_row_of_its_name() -> None:
+    """A short name such as `tests-2.9` stands for the newest patch listed; another patch has its full number."""
+    sessions = list_sessions("-t", "matrix")
+    for release in RELEASES:
+        assert f"torch {release}," in sessions[f"tests-{label(release)}"]["description"]
 
 
 def test_every_session_says_what_it_does() -> None:
