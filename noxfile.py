@@ -1,6 +1,6 @@
 """Every check of the project, as nox sessions; the torch releases come from ci_matrix/torch.toml.
 
-    nox                          lint, typing, and the tests on the releases of the short run
+    nox                          lint, typing, releases, and the tests on the releases of the short run
     nox -s tests-2.9 tests-2.11  the tests on these releases
     nox -t matrix                the tests on every release
     nox -s tests-2.9 -- -k mesh  what follows -- goes to pytest
@@ -127,7 +127,7 @@ TOOLS_PYTHON: Final = ROWS[NEWEST].python
 # What `automodel-mesh track` exits with when it could read the torch: it is known, breaks us, or needs a look.
 TRACKED: Final = (0, 1, 3)
 
-nox.options.sessions = ["lint", "typing", *(f"tests-{label}" for label in SHORT_RUN)]
+nox.options.sessions = ["lint", "typing", "releases", *(f"tests-{label}" for label in SHORT_RUN)]
 
 
 def find_pyenv_pythons() -> None:
@@ -216,6 +216,15 @@ def typing(session: nox.Session) -> None:
         install(session, "bench,tests", ROWS[NEWEST].torch, *tools("mypy", "pyright", "types-psutil"))
         session.run("mypy")
         session.run("pyright")
+
+
+@nox.session(python=TOOLS_PYTHON)
+def releases(session: nox.Session) -> None:
+    """Follow CONTRIBUTING.md in copies of the checkout: drop torch releases, and add one."""
+    with environment(session):
+        used = tools("mypy", "pyright", "ruff", "types-psutil")
+        install(session, "bench,docs,tests", ROWS[NEWEST].torch, *used)
+        session.run("pytest", "tests/contributing.py", *session.posargs)
 
 
 def test_options(row: Row) -> list[str]:

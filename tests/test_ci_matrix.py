@@ -145,8 +145,8 @@ def test_cuda_sessions_are_the_rows() -> None:
 
 
 def test_plain_nox_runs_the_short_list() -> None:
-    """Plain `nox` runs lint, typing, and the tests on the releases of the short run."""
-    assert set(list_sessions()) == {"lint", "typing", *(f"tests-{name}" for name in short_run())}
+    """Plain `nox` runs lint, typing, releases, and the tests on the releases of the short run."""
+    assert set(list_sessions()) == {"lint", "typing", "releases", *(f"tests-{name}" for name in short_run())}
 
 
 def test_each_session_installs_the_row_of_its_name() -> None:
