@@ -224,7 +224,7 @@ def releases(session: nox.Session) -> None:
     with environment(session):
         used = tools("mypy", "pyright", "ruff", "types-psutil")
         install(session, "bench,docs,tests", ROWS[NEWEST].torch, *used)
-        session.run("pytest", "tests/contributing.py", *session.posargs)
+        session.run("pytest", "--numprocesses=2", "tests/contributing.py", *session.posargs)
 
 
 def test_options(row: Row) -> list[str]:

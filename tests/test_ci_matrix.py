@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,13 @@ def test_every_session_says_what_it_does() -> None:
     lines = [line for line in listed.stdout.splitlines() if line.startswith(("* ", "- "))]
     assert len(lines) > len(ROWS)
     assert [line for line in lines if " -> " not in line] == []
+
+
+def test_workflow_runs_what_plain_nox_runs() -> None:
+    """The GitHub workflow names each session of plain `nox`, but for the tests, which it takes from the matrix."""
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    (named,) = re.findall(r"^ *session: \[(.*)\]$", workflow, re.MULTILINE)
+    assert {name for name in list_sessions() if not name.startswith("tests-")} <= set(named.split(", "))
 
 
 def test_workflow_takes_its_matrix_from_nox() -> None:

@@ -25,7 +25,7 @@ class Era(Protocol):
         ...
 
     def registered_root_of(self, mesh: DeviceMesh) -> DeviceMesh:
-        """Return the root of a mesh that torch's own code, such as FSDP2, finds."""
+        """Return the root of a mesh that torch's own code, such as FSDP2, finds: below 2.10 it can be another one."""
         ...
 
     def axes_of(self, mesh: DeviceMesh) -> tuple[Layout, ...]:
@@ -52,7 +52,10 @@ class Era(Protocol):
         *,
         folded: bool,
     ) -> DeviceMesh:
-        """Make a mesh of a family over groups that exist; `parent` is the mesh asked, `folded`: one flattened axis."""
+        """Make a mesh of a family over groups that exist.
+
+        `folded`: of one flattened axis. `parent`: the mesh asked, which is of use below 2.10.
+        """
         ...
 
     def flattened(self, root: DeviceMesh) -> Mapping[str, DeviceMesh]:
@@ -62,7 +65,10 @@ class Era(Protocol):
     def register_flattened(
         self, root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh, folded: tuple[str, ...]
     ) -> None:
-        """Store a flattened axis, folded from these axes of the parent, where torch's lookups by name find it."""
+        """Store a flattened axis where torch's lookups by name find it.
+
+        `parent`, `folded`: the mesh and the axes that it was folded from, which are of use below 2.10.
+        """
         ...
 
     def group_along(self, mesh: DeviceMesh, dim: int) -> ProcessGroup:
@@ -70,5 +76,5 @@ class Era(Protocol):
         ...
 
     def forget_meshes(self) -> bool:
-        """Clear torch's registry of meshes; return whether this era has one."""
+        """Clear torch's registry of meshes, which it has below 2.10; return whether this era has one."""
         ...
