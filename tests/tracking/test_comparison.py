@@ -230,7 +230,8 @@ def test_the_installed_release_is_known() -> None:
     [
         (
             "2.9",
-            "2.10.0",  # the registry vanishes, and meshes hold their root
+            # The registry vanishes, and meshes hold their root. Delete when the floor reaches 2.10.
+            "2.10.0",
             {
                 f"{MESHES}_MeshEnv.child_to_root_mapping": ("vanished", "breaks"),
                 f"{MESHES}_MeshEnv.root_to_flatten_mapping": ("vanished", "breaks"),
@@ -243,7 +244,8 @@ def test_the_installed_release_is_known() -> None:
         ),
         (
             "2.12",
-            "2.13.0",  # there is a new layout class, and the old one takes other arguments
+            # There is a new layout class, and the old one takes other arguments. Delete when the floor reaches 2.13.
+            "2.13.0",
             {
                 f"{LAYOUTS}_FlatLayout": ("appeared", "needs a look"),
                 f"{LAYOUTS}_MeshLayout": ("signature", "breaks"),
@@ -253,7 +255,8 @@ def test_the_installed_release_is_known() -> None:
         ),
         (
             "2.14",
-            "2.15.0",  # meshes take a parameter that derived ones inherit, and have an `abort`
+            # Meshes take a parameter that derived ones inherit, and `abort`. Delete when the floor reaches 2.15.
+            "2.15.0",
             {
                 f"{MESHES}DeviceMesh.__init__": ("signature", "needs a look"),
                 f"{MESHES}DeviceMesh._preserve_rank_order": ("appeared", "needs a look"),
@@ -275,6 +278,7 @@ def test_an_earlier_ledger_finds_what_a_release_changed(
 
 def test_the_new_parameter_of_2_15_is_shown() -> None:
     """The finding on the constructor shows both signatures, the new one with `preserve_rank_order`."""
+    # Delete when the floor reaches 2.15.
     found = compared_with_earlier_ledger("2.14", "2.15.0")
     (constructor,) = (finding for finding in found.findings if finding.name == f"{MESHES}DeviceMesh.__init__")
     assert "preserve_rank_order=False" in constructor.after
