@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.checks import checked_names
+from automodel_mesh.compat.agreement import operation
+from automodel_mesh.compat.groups import DEFAULT_SPEC, GroupSpec
 from automodel_mesh.compat.requests import group_spec
 from automodel_mesh.topology.records import EXPERT_MESH_AXES
 from automodel_mesh.topology.strategies import plan_topologies, strategy_named
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
     from torch.distributed.device_mesh import DeviceMesh
@@ -66,25 +70,50 @@ def build_meshes(
         TypeError: a size or a rank that is not an integer.
     """
     strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
+    plan_it = partial(_plan, strategy, sizes, world_size, ranks, backend_override, separate_groups)
+    if not dist.is_initialized():
+        plan_it()  # a wrong request is refused before a world is started for it
+        dist.init_process_group()
+    with operation("MeshContext.build", range(dist.get_world_size()), timeout) as current:
+        plan, specs = plan_it()
+        device_type = device_type or default_device_type()
+        asked = ", ".join(f"{axis}: {spec.describe()}" for axis, spec in specs.items())
+        current.agree(f"{strategy.name}, {device_type}, {plan.describe()}, timeout {timeout}, groups {{{asked}}}")
+        root = compat.init_device_mesh(
+            device_type,
+            plan.root.shape,
+            mesh_dim_names=plan.root.axes,
+            backend_override={axis: specs[axis] for axis in plan.root.axes if axis in specs},
+            ranks=ranks,
+            timeout=timeout,
+        )
+        register_flattened_axes(root, plan.root.derived, specs)
+        moe = None
+        if plan.moe is not None:
+            shape = [plan.moe.size(axis) for axis in EXPERT_MESH_AXES]
+            moe = build_moe_mesh(root, strategy.expert_axes, shape, specs)
+    return Meshes(root, moe, plan)
+
+
+def _plan(  # noqa: PLR0917 - the arguments of `build_meshes` that need a check
+    strategy: Strategy,
+    sizes: ParallelismSizes,
+    world_size: int | None,
+    ranks: Sequence[int] | None,
+    backend_override: Mapping[str, Any] | None,
+    separate_groups: Collection[str],
+) -> tuple[Topologies, dict[str, GroupSpec]]:
+    """Return the axes to build, and what is asked of the process groups of some of them."""
     plan = plan_topologies(strategy, sizes, resolve_world_size(world_size), ranks=ranks)
-    override = dict(backend_override or {})
-    _require_axes("backend_override", override, plan)
-    _require_axes("separate_groups", separate_groups, plan)
-    for axis in separate_groups:
-        override[axis] = group_spec(override.get(axis))._replace(owner=str(axis))
-    root = compat.init_device_mesh(
-        device_type or default_device_type(),
-        plan.root.shape,
-        mesh_dim_names=plan.root.axes,
-        backend_override={axis: override[axis] for axis in plan.root.axes if axis in override},
-        ranks=ranks,
-        timeout=timeout,
-    )
-    register_flattened_axes(root, plan.root.derived, override)
-    if plan.moe is None:
-        return Meshes(root, None, plan)
-    shape = [plan.moe.size(axis) for axis in EXPERT_MESH_AXES]
-    return Meshes(root, build_moe_mesh(root, strategy.expert_axes, shape, override), plan)
+    known = [axis for topology in plan if topology is not None for axis in topology.all_axes]
+    separate = checked_names("separate_groups", separate_groups) if separate_groups else ()
+    specs = {axis: group_spec(choice) for axis, choice in (backend_override or {}).items()}
+    for argument, names in (("backend_override", [*specs]), ("separate_groups", separate)):
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{argument} names {unknown}, which are not axes of this mesh: it has {known}.")
+    for axis in separate:
+        specs[axis] = specs.get(axis, DEFAULT_SPEC)._replace(owner=axis)
+    return plan, specs
 
 
 def register_flattened_axes(
@@ -102,7 +131,7 @@ def register_flattened_axes(
         ValueError: a name that is taken.
     """
     for name, axes in derived.items():
-        # A rank outside takes part in making the groups and is then refused: it has no such axis.
+        # A rank outside has no such axis.
         with suppress(compat.RankNotInMeshError):
             compat.flatten(root, name, dims=tuple(axes), backend_override=(override or {}).get(name))
 
@@ -146,10 +175,3 @@ def default_device_type() -> str:
         return "cpu"
     only_cpu = dist.is_initialized() and dist.get_backend() == "gloo"
     return "cpu" if only_cpu else accelerator.type
-
-
-def _require_axes(argument: str, names: Iterable[str], plan: Topologies) -> None:
-    known = [axis for topology in plan if topology is not None for axis in topology.all_axes]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"{argument} names {unknown}, which are not axes of this mesh: it has {known}.")

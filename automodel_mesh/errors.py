@@ -29,3 +29,7 @@ class RankNotInMeshError(IndexError, RuntimeError):
 
 class ProcessGroupDestroyedError(RuntimeError):
     """The process group behind an axis, or the whole world of a mesh, has been destroyed."""
+
+
+class RanksDisagreeError(RuntimeError):
+    """Ranks asked for different things, one was refused or failed, or one did not come in time: nothing was made."""

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.compat.teardown import end_world
+from automodel_mesh.compat.worlds import end_world
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,15 +15,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
 from automodel_mesh.checks import check_same_length, checked_names, checked_ranks, checked_sizes
+from automodel_mesh.compat.agreement import operation
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, start_family
-from automodel_mesh.compat.groups import AxisRequest, GroupTable
+from automodel_mesh.compat.groups import AxisRequest, GroupSpec, GroupTable
 from automodel_mesh.compat.requests import (
     BackendChoice,
     group_specs,
 )
 from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.topology.layouts import native_layouts
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def init_device_mesh(
@@ -66,26 +72,63 @@ def init_device_mesh(
     Source:
         `torch.distributed.device_mesh.init_device_mesh`.
     """
-    what = "init_device_mesh"
-    if not str(device_type).isalpha():
-        raise MeshArgumentError(
-            f"{what}: device_type is a name without an index, such as 'cpu' or 'cuda', got {device_type!r}."
-        )
-    shape = checked_sizes(f"{what}: mesh_shape", mesh_shape)
-    names = None if mesh_dim_names is None else checked_names(f"{what}: mesh_dim_names", mesh_dim_names)
-    if names is not None:
-        check_same_length(names, shape, what)
-    specs = group_specs(backend_override, len(shape), names)
-    _join_world(device_type)
-    members = _require_ranks(shape, ranks)
-
-    table = GroupTable(members, timeout)
-    labels = names or [f"dim_{dim}" for dim in range(len(shape))]
-    groups = table.find_or_make(map(AxisRequest, labels, native_layouts(shape), specs))
+    request = partial(_Request.checked, device_type, mesh_shape, mesh_dim_names, backend_override, ranks)
+    if not dist.is_initialized():
+        request(world=None)  # a wrong request is refused before a world is started for it
+        dist.init_process_group()
+    world = dist.get_world_size()
+    with operation("init_device_mesh", range(world), timeout) as current:
+        shape, names, specs, members = request(world=world)
+        _select_device(device_type)
+        table = GroupTable(members, timeout)
+        labels = names or [f"dim_{dim}" for dim in range(len(shape))]
+        groups = table.find_or_make(list(map(AxisRequest, labels, native_layouts(shape), specs)), current)
     with _disable_current_modes():
         mesh = era.make_root(device_type, _grid(members, shape), names, groups)
     start_family(Family(mesh, table))
     return mesh
+
+
+class _Request(NamedTuple):
+    """The arguments of `init_device_mesh`, checked."""
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...] | None
+    specs: list[GroupSpec]
+    ranks: Sequence[int]
+
+    @classmethod
+    def checked(
+        cls,
+        device_type: object,
+        mesh_shape: object,
+        mesh_dim_names: object,
+        backend_override: Mapping[int | str, BackendChoice] | None,
+        ranks: object,
+        *,
+        world: int | None,
+    ) -> Self:
+        """Check the arguments, as far as that can be done if the size of the world is not known yet."""
+        what = "init_device_mesh"
+        if not str(device_type).isalpha():
+            raise MeshArgumentError(
+                f"{what}: device_type is a name without an index, such as 'cpu' or 'cuda', got {device_type!r}."
+            )
+        shape = checked_sizes(f"{what}: mesh_shape", mesh_shape)
+        names = None if mesh_dim_names is None else checked_names(f"{what}: mesh_dim_names", mesh_dim_names)
+        if names is not None:
+            check_same_length(names, shape, what)
+        specs = group_specs(backend_override, len(shape), names)
+        wanted = math.prod(shape)
+        members = range(wanted) if ranks is None else checked_ranks(ranks, world)
+        if len(members) != wanted:
+            raise MeshArgumentError(f"a mesh of shape {shape} has {wanted} ranks, but {len(members)} were given.")
+        if world is not None and wanted > world:
+            raise MeshArgumentError(
+                f"a mesh of shape {shape} has {wanted} ranks, but the world has {world}: make an axis smaller or "
+                "start more ranks."
+            )
+        return cls(shape, names, specs, members)
 
 
 def _grid(ranks: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
@@ -97,9 +140,8 @@ def _grid(ranks: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
     return row.view(shape)
 
 
-def _join_world(device_type: str) -> None:
-    if not dist.is_initialized():
-        dist.init_process_group()
+def _select_device(device_type: str) -> None:
+    """Select an accelerator for this process if none was selected yet."""
     # The fake backend stands for machines that are not here, so there is no device to select.
     if device_type == "cpu" or dist.get_backend() == "fake":
         return
@@ -108,19 +150,3 @@ def _join_world(device_type: str) -> None:
         return
     local_rank = os.environ.get("LOCAL_RANK")
     device.set_device(int(local_rank) if local_rank is not None else dist.get_rank() % device.device_count())
-
-
-def _require_ranks(shape: tuple[int, ...], ranks: Sequence[int] | None) -> Sequence[int]:
-    """Return the ranks of the mesh, which must be in the world, ascend, and fill the shape."""
-    world, wanted = dist.get_world_size(), math.prod(shape)
-    if ranks is None:
-        if wanted > world:
-            raise MeshArgumentError(
-                f"a mesh of shape {shape} has {wanted} ranks, but the world has {world}: make an axis smaller or "
-                "start more ranks."
-            )
-        return range(wanted)
-    given = checked_ranks(ranks, world)
-    if len(given) != wanted:
-        raise MeshArgumentError(f"a mesh of shape {shape} has {wanted} ranks, but {len(given)} were given.")
-    return given

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -17,13 +18,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from automodel_mesh.checks import shown_ranks
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.groups import AxisRequest, GroupTable
+from automodel_mesh.compat.groups import AxisRequest, GroupTable, made_by_all_ranks
 from automodel_mesh.compat.worlds import current_world, is_current
 from automodel_mesh.errors import MeshArgumentError, ProcessGroupDestroyedError, RankNotInMeshError
 from automodel_mesh.topology.layouts import Layout, group_at
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from automodel_mesh.compat.agreement import Operation
 
 _FAMILY = "_automodel_mesh_family"
 _LOOKUPS = "_automodel_mesh_lookups"
@@ -111,8 +114,18 @@ class Family(StaysHere):
             mesh = self._derived.setdefault(key, mesh)
         return mesh
 
-    def make_groups(self, requests: Iterable[AxisRequest]) -> list[ProcessGroup]:
-        """Find or make this rank's groups along some axes; an empty list outside the mesh. On every rank together.
+    def operation(self, what: str, mesh: DeviceMesh) -> AbstractContextManager[Operation]:
+        """Begin an operation on a mesh of the family that may make groups.
+
+        Raises:
+            RankNotInMeshError: this rank is outside the mesh, and torch does not want it for the groups of others.
+        """
+        if not made_by_all_ranks():
+            self.require_member(mesh)
+        return self.groups.operation(what)
+
+    def make_groups(self, requests: Sequence[AxisRequest], current: Operation) -> list[ProcessGroup]:
+        """Find or make this rank's groups along some axes; see `GroupTable.find_or_make`.
 
         Raises:
             MeshArgumentError: the ranks of the root do not ascend, and those of a group always do.
@@ -122,7 +135,7 @@ class Family(StaysHere):
                 f"{self.root} has its ranks in the order {shown_ranks(self.groups.ranks)}, and the ranks of a process "
                 "group always ascend: build the mesh over ranks in ascending order."
             )
-        return self.groups.find_or_make(requests)
+        return self.groups.find_or_make(requests, current)
 
     def adopt_groups(self) -> None:
         """Remember the groups that torch made for the root and its flattened axes, to share them."""

@@ -1,7 +1,6 @@
-"""Folding axes into one and splitting them: the operations that may make process groups.
+"""Folding axes into one and splitting them: the operations on a mesh that may make process groups.
 
-All ranks of the world make the same requests in the same order, as they do with torch. Ranks outside of a mesh take
-part in making its groups, and are then refused.
+All ranks of the mesh's family make the same requests in the same order, as they do with torch.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ from automodel_mesh.topology.layouts import Layout, fold, is_ascending, size_of,
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from automodel_mesh.compat.agreement import Operation
 
 
 def flatten(
@@ -67,25 +68,26 @@ def flatten(
         `torch.distributed.device_mesh.DeviceMesh._flatten`.
     """
     family = family_of(mesh)
-    names, axes = _chosen(mesh, dims)
-    (name,) = checked_names("flatten: mesh_dim_name", "_".join(names) if mesh_dim_name is None else mesh_dim_name)
-    if names == (name,):
-        family.require_member(mesh)
-        return mesh if mesh.ndim == 1 else slice_mesh(mesh, name)
-    axis = fold(axes)
-    known = _flattened_as(family, name, axis, mesh)
-    spec = group_spec(backend_override)
-    if known is None:
+    with family.operation("flatten", mesh) as current:
+        names, axes = _chosen(mesh, dims)
+        (name,) = checked_names("flatten: mesh_dim_name", "_".join(names) if mesh_dim_name is None else mesh_dim_name)
+        axis, spec = fold(axes), group_spec(backend_override)
+        if names == (name,):
+            family.require_member(mesh)
+            return mesh if mesh.ndim == 1 else slice_mesh(mesh, name)
+        known = _flattened_as(family, name, axis, mesh)
+        if known is not None:
+            if spec != DEFAULT_SPEC and family.groups.find(axis, spec) is not native_group(known, 0):
+                raise MeshArgumentError(
+                    f"flatten: axis {name!r} exists with another backend or other options; choose another name."
+                )
+            return known
         _require_ascending(axis, names)
-        groups = family.make_groups([AxisRequest(name, axis, spec)])
-        family.require_member(mesh)
-        known = family.derive((axis,), (name,), groups, mesh, folded=True)
-        era.register_flattened(family.root, name, known, mesh, names)
-    elif spec != DEFAULT_SPEC and family.groups.find(axis, spec) is not native_group(known, 0):
-        raise MeshArgumentError(
-            f"flatten: axis {name!r} exists with another backend or other options; choose another name."
-        )
-    return known
+        groups = family.make_groups([AxisRequest(name, axis, spec)], current)
+    family.require_member(mesh)
+    flat = family.derive((axis,), (name,), groups, mesh, folded=True)
+    era.register_flattened(family.root, name, flat, mesh, names)
+    return flat
 
 
 def unflatten(
@@ -127,16 +129,18 @@ def unflatten(
         `torch.distributed.device_mesh.DeviceMesh._unflatten`.
     """
     family = family_of(mesh)
-    old_names = axis_names(mesh)
-    index = dim_index(mesh, dim)
-    sizes = checked_sizes("unflatten: mesh_sizes", mesh_sizes)
-    names = checked_names("unflatten: mesh_dim_names", mesh_dim_names)
-    check_same_length(names, sizes, "unflatten")
-    axes = era.axes_of(mesh)
-    require_product(sizes, size_of(axes[index]), f"unflatten of {old_names[index]!r}")
-    parts = _parts(axes[index], sizes, old_names[index])
-    all_names = checked_names("unflatten: names of all axes", (*old_names[:index], *names, *old_names[index + 1 :]))
-    groups = _groups_of_parts(family, mesh, dict(zip(names, parts, strict=True)), backend_override)
+    with family.operation("unflatten", mesh) as current:
+        old_names = axis_names(mesh)
+        index = dim_index(mesh, dim)
+        sizes = checked_sizes("unflatten: mesh_sizes", mesh_sizes)
+        names = checked_names("unflatten: mesh_dim_names", mesh_dim_names)
+        check_same_length(names, sizes, "unflatten")
+        axes = era.axes_of(mesh)
+        require_product(sizes, size_of(axes[index]), f"unflatten of {old_names[index]!r}")
+        parts = _parts(axes[index], sizes, old_names[index])
+        all_names = checked_names("unflatten: names of all axes", (*old_names[:index], *names, *old_names[index + 1 :]))
+        groups = _groups_of_parts(family, dict(zip(names, parts, strict=True)), backend_override, current)
+    _remember_parts(family, mesh, names, parts)
     kept = [native_group(mesh, other) for other in range(mesh.ndim)]
     return family.derive(
         (*axes[:index], *parts, *axes[index + 1 :]),
@@ -178,15 +182,17 @@ def refold(
         ProcessGroupDestroyedError: the world of the mesh is gone.
     """
     family = family_of(mesh)
-    names, axes = _chosen(mesh, dims)
-    sizes = checked_sizes("refold: mesh_sizes", mesh_sizes)
-    new_names = checked_names("refold: mesh_dim_names", mesh_dim_names)
-    check_same_length(new_names, sizes, "refold")
-    folded = fold(axes)
-    _require_ascending(folded, names)
-    require_product(sizes, size_of(folded), f"refold of {names}")
-    parts = _parts(folded, sizes, "_".join(names))
-    groups = _groups_of_parts(family, mesh, dict(zip(new_names, parts, strict=True)), backend_override)
+    with family.operation("refold", mesh) as current:
+        names, axes = _chosen(mesh, dims)
+        sizes = checked_sizes("refold: mesh_sizes", mesh_sizes)
+        new_names = checked_names("refold: mesh_dim_names", mesh_dim_names)
+        check_same_length(new_names, sizes, "refold")
+        folded = fold(axes)
+        _require_ascending(folded, names)
+        require_product(sizes, size_of(folded), f"refold of {names}")
+        parts = _parts(folded, sizes, "_".join(names))
+        groups = _groups_of_parts(family, dict(zip(new_names, parts, strict=True)), backend_override, current)
+    _remember_parts(family, mesh, new_names, parts)
     return family.derive(parts, new_names, groups, mesh)
 
 
@@ -201,19 +207,22 @@ def _chosen(mesh: DeviceMesh, dims: Sequence[str] | None) -> tuple[tuple[str, ..
 
 def _groups_of_parts(
     family: Family,
-    mesh: DeviceMesh,
     parts: Mapping[str, Layout],
     backend_override: Mapping[int | str, BackendChoice] | None,
+    current: Operation,
 ) -> list[ProcessGroup]:
-    """Find or make the groups of new axes, after a check that their names are free; refuse ranks outside."""
+    """Find or make the groups of new axes, after a check that their names are free."""
     names = tuple(parts)
     specs = group_specs(backend_override, len(names), names)
     _require_free(family, parts)
-    groups = family.make_groups(map(AxisRequest, names, parts.values(), specs))
+    return family.make_groups(list(map(AxisRequest, names, parts.values(), specs)), current)
+
+
+def _remember_parts(family: Family, mesh: DeviceMesh, names: Sequence[str], parts: Sequence[Layout]) -> None:
+    """Note which ranks the names of new axes mean in the family; refuse a rank outside."""
     family.require_member(mesh)
-    for name, part in parts.items():
+    for name, part in zip(names, parts, strict=True):
         family.unflattened.setdefault(name, set()).add(fold([part]))
-    return groups
 
 
 def _flattened_as(family: Family, name: str, axis: Layout, mesh: DeviceMesh) -> DeviceMesh | None:

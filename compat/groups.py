@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
@@ -16,19 +17,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 import torch
 import torch.distributed as dist
 
-from automodel_mesh.compat.worlds import current_world, is_alive, local_groups_are_safe
+from automodel_mesh.checks import shown_ranks
+from automodel_mesh.compat.agreement import Operation, operation
+from automodel_mesh.compat.worlds import current_world, is_alive, named_group
 from automodel_mesh.errors import ProcessGroupDestroyedError
-from automodel_mesh.topology.layouts import Layout, fold, group_at, groups, size_of
+from automodel_mesh.topology.layouts import Layout, fold, group_at, groups
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend
     from torch.distributed import ProcessGroup
-
-LOCAL_FROM: Final = 8
-"""From this many groups along an axis on, each rank makes only its own, if the ranks agree that this is safe.
-
-Each call that all ranks make is a rendezvous of the world, and so is the collective in which they agree: with fewer
-groups there is nothing to gain."""
 
 
 class GroupSpec(NamedTuple):
@@ -49,6 +46,11 @@ class GroupSpec(NamedTuple):
             inside: timedelta = self.options._timeout
             return inside
         return self.timeout
+
+    def describe(self) -> str:
+        """Describe what is asked, in the same words on every rank that asks for the same; options by their type."""
+        asked = self._replace(options=None)._asdict() | {"options": self.options and type(self.options).__name__}
+        return ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
 
 
 DEFAULT_SPEC: Final = GroupSpec()
@@ -79,7 +81,7 @@ class _Entry:
     """This rank's group, `None` if it is in none; weak, so that a destroyed group can go before its mesh does."""
 
     group: weakref.ref[ProcessGroup] | None
-    made_here: bool
+    made_in: Operation | None = None
     axes: list[str] = field(default_factory=list)
 
     def alive(self) -> ProcessGroup | None:
@@ -106,39 +108,42 @@ class GroupTable:
         # The specs in the keys keep the options alive, so that their identity, their only equality, stays theirs.
         self._entries: dict[tuple[Layout, GroupSpec], _Entry] = {}
 
+    def operation(self, what: str) -> AbstractContextManager[Operation]:
+        """Begin an operation of the family that may make groups; see `agreement.operation`."""
+        return operation(what, range(dist.get_world_size()) if made_by_all_ranks() else self.ranks, self._timeout)
+
     def adopt(self, name: str, layout: Layout, group: ProcessGroup) -> None:
         """Remember a group that torch made, so that other axes of the same ranks share it."""
-        entry = self._entries.setdefault((fold([layout]), DEFAULT_SPEC), _Entry(weakref.ref(group), made_here=False))
-        entry.axes.append(name)
+        self._entries.setdefault((fold([layout]), DEFAULT_SPEC), _Entry(weakref.ref(group))).axes.append(name)
 
-    def find_or_make(self, requests: Iterable[AxisRequest]) -> list[ProcessGroup]:
+    def find_or_make(self, requests: Sequence[AxisRequest], current: Operation) -> list[ProcessGroup]:
         """Return this rank's group along each axis, made now if the family has none; an empty list outside the mesh.
 
-        Every rank of the world must call this with the same layouts and equal specs.
+        Args:
+            requests: the axes. All ranks that take part in the operation give the same layouts and equal specs.
+            current: the operation. The ranks agree on it, if they have not yet, before a group is made.
+
+        Raises:
+            RanksDisagreeError: the ranks do not ask for the same, or not all come.
+            ProcessGroupDestroyedError: the group of an axis was destroyed.
         """
-        found: list[ProcessGroup] = []
-        for request in requests:
-            key = self._key(request.layout, request.spec)
-            entry = self._entries.get(key)
-            if entry is None:
-                entry = self._entries[key] = self._make(*key, f"mesh_{request.name}")
-            group = entry.alive()
-            if entry.group is not None and group is None:
-                raise ProcessGroupDestroyedError(
-                    f"the ranks of axis {request.name!r} had a process group, which has been destroyed: build the mesh "
-                    "again."
-                )
-            if request.name not in entry.axes:
-                entry.axes.append(request.name)
-            # A rank outside the mesh has helped to make the groups, and may be in a single-rank one: not one of the
-            # mesh.
-            if group is not None and self._member:
-                found.append(group)
-        return found
+        keys = [self._key(request) for request in requests]
+        named = list(zip(keys, (request.name for request in requests), strict=True))
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if self._entry(key) is None}
+        for key, name in named:
+            if key not in missing:
+                self._use(key, name)  # raises for a destroyed group, before the others are made
+        if missing and not current.agreed:
+            current.agree(self._describe(missing.values()))
+        for key, request in missing.items():
+            own = self._make(key, f"mesh_{request.name}", current)
+            self._entries[key] = _Entry(None if own is None else weakref.ref(own), current)
+        found = (self._use(key, name) for key, name in named)
+        return [group for group in found if group is not None]
 
     def find(self, layout: Layout, spec: GroupSpec) -> ProcessGroup | None:
         """Return this rank's group along an axis if the family has one of this spec; none is made."""
-        entry = self._entries.get(self._key(layout, spec))
+        entry = self._entry(self._key(AxisRequest("", layout, spec)))
         return None if entry is None else entry.alive()
 
     def report(self) -> list[GroupReport]:
@@ -151,7 +156,7 @@ class GroupTable:
                 backend=dist.get_backend(group),
                 options=spec.options,
                 timeout=spec.timeout,
-                made_here=entry.made_here,
+                made_here=entry.made_in is not None,
             )
             for (_, spec), entry in self._entries.items()
             if self._member and (group := entry.alive()) is not None
@@ -159,25 +164,49 @@ class GroupTable:
 
     def groups_made_here(self) -> list[ProcessGroup]:
         """Return the living groups that this table made on this rank, in the order it made them."""
-        made = (entry.alive() for entry in self._entries.values() if entry.made_here)
+        made = (entry.alive() for entry in self._entries.values() if entry.made_in)
         return [group for group in made if group is not None]
 
-    def _key(self, layout: Layout, spec: GroupSpec) -> tuple[Layout, GroupSpec]:
+    def _key(self, request: AxisRequest) -> tuple[Layout, GroupSpec]:
+        spec = request.spec
         if spec.timeout is None and self._timeout is not None:
             spec = spec._replace(timeout=self._timeout)
-        return fold([layout]), spec
+        return fold([request.layout]), spec
 
-    def _make(self, layout: Layout, spec: GroupSpec, description: str) -> _Entry:
-        """Make the groups along an axis and remember this rank's."""
+    def _entry(self, key: tuple[Layout, GroupSpec]) -> _Entry | None:
+        """Return the entry of a group, made or found now if it is the default group; `None` if it must be made."""
+        layout, spec = key
         # The default group has one order, ascending from 0, and so has an axis that folds to a single pair.
-        if spec == DEFAULT_SPEC and self._spans_the_world and layout == fold([((len(self.ranks), 1),)]):
-            world = current_world()
-            return _Entry(None if world is None else weakref.ref(world), made_here=False)
-        own = self._make_groups(layout, spec, description)
-        return _Entry(None if own is None else weakref.ref(own), made_here=True)
+        whole = spec == DEFAULT_SPEC and self._spans_the_world and layout == fold([((len(self.ranks), 1),)])
+        if whole and key not in self._entries and (world := current_world()) is not None:
+            self._entries[key] = _Entry(weakref.ref(world))
+        entry = self._entries.get(key)
+        failed = entry is not None and entry.made_in is not None and entry.made_in.failed
+        return None if failed else entry
 
-    def _make_groups(self, layout: Layout, spec: GroupSpec, description: str) -> ProcessGroup | None:
-        """Make the groups along an axis, in one of torch's ways, and return this rank's; `None` if it is in none."""
+    def _use(self, key: tuple[Layout, GroupSpec], name: str) -> ProcessGroup | None:
+        """Return a group for an axis; `None` if this rank is outside the mesh."""
+        entry = self._entries[key]
+        group = entry.alive()
+        if entry.group is not None and group is None:
+            raise ProcessGroupDestroyedError(
+                f"the ranks of axis {name!r} had a process group, which has been destroyed: build the mesh again."
+            )
+        if name not in entry.axes:
+            entry.axes.append(name)
+        return group
+
+    def _describe(self, requests: Iterable[AxisRequest]) -> str:
+        """Describe what is to be made, in the same words on every rank that asks for the same."""
+        told: list[str] = []
+        for name, layout, spec in requests:
+            sizes = " x ".join(f"{size} at stride {stride}" for size, stride in layout)
+            told.append(f"{name} ({', '.join(filter(None, [sizes, spec.describe()]))})")
+        return f"{', '.join(told)} over the ranks {shown_ranks(self.ranks)}"
+
+    def _make(self, key: tuple[Layout, GroupSpec], description: str, current: Operation) -> ProcessGroup | None:
+        """Make this rank's group along an axis, or everybody's where torch wants that; `None` if it is in none."""
+        layout, spec = key
         if _default_group_can_be_split(spec):
             # A default group that is bound to a device has its communicator already, and torch splits it.
             split = dist.split_group(
@@ -186,33 +215,41 @@ class GroupTable:
                 pg_options=spec.options,
                 group_desc=description,
             )
-            return cast("ProcessGroup", split) if self._member else None
-        if not layout:
-            # Every rank of the world makes one at the same time, ranks outside the mesh too: that counts as one group
-            # on all of them. Not with local synchronization, whose names torch can give twice in a world.
-            return _new_group((dist.get_rank(),), spec, description, local=False)
-        many = len(self.ranks) // size_of(layout) >= LOCAL_FROM
-        if many and self._spans_the_world and local_groups_are_safe():
-            own = group_at(layout, self.ranks.index(dist.get_rank()), self.ranks)
-            return _new_group(own, spec, description, local=True)
-        mine: ProcessGroup | None = None
-        for ranks in groups(layout, self.ranks):
-            group = _new_group(ranks, spec, description, local=False)
-            if dist.get_rank() in ranks:
-                mine = group
+            mine = cast("ProcessGroup", split) if self._member else None
+        elif made_by_all_ranks():
+            made = {ranks: _new_group(ranks, spec, description) for ranks in groups(layout, self.ranks)}
+            mine = next((group for ranks, group in made.items() if dist.get_rank() in ranks), None)
+        elif self._member:
+            ranks = group_at(layout, self.ranks.index(dist.get_rank()), self.ranks)
+            with named_group(current.name_group(ranks)):
+                mine = _new_group(ranks, spec, description, use_local_synchronization=True)
+        else:
+            mine = None
+        if mine is not None:
+            current.made.append(mine)
         return mine
 
 
-def _new_group(ranks: Sequence[int], spec: GroupSpec, description: str, *, local: bool) -> ProcessGroup:
+def _new_group(
+    ranks: Sequence[int], spec: GroupSpec, description: str, *, use_local_synchronization: bool = False
+) -> ProcessGroup:
     group = dist.new_group(
         list(ranks),
         spec.creation_timeout(),
         spec.backend,
         spec.options,
-        use_local_synchronization=local,
+        use_local_synchronization=use_local_synchronization,
         group_desc=description,
     )
     return cast("ProcessGroup", group)
+
+
+def made_by_all_ranks() -> bool:
+    """Tell whether every rank of the world must take part in making each group.
+
+    So it is with a default group that is bound to a device, whose communicator is split, and with MPI.
+    """
+    return getattr(current_world(), "bound_device_id", None) is not None or "mpi" in dist.get_backend()
 
 
 def _default_group_can_be_split(spec: GroupSpec) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib
+import threading
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
@@ -15,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from automodel_mesh.compat.eras import facts
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Backend
     from torch.distributed import ProcessGroup
 
 
@@ -96,51 +99,72 @@ def init_fake_world(world_size: int, rank: int = 0) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
 
 
-def local_groups_are_safe() -> bool:
-    """Let all ranks of the world find out whether each may make its own groups without the others.
+@contextmanager
+def named_group(name: str) -> Generator[None, None, None]:
+    """Give the process groups that this thread makes in the block a name, instead of one that torch makes up.
 
-    Torch names such a group after its ranks and a count. All members must have the same count, and in torch up to 2.13,
-    which counts the living groups, it must not be one that earlier groups were named after: a new group would find the
-    addresses of a closed one. One small all-reduce; every rank of the world must call it.
+    torch names a group after the number of groups, which differs between ranks that are not in the same groups, and up
+    to 2.13 comes again after groups were destroyed.
     """
-    world = distributed_c10d._world
-    living, made = len(world.pg_names), world.group_count
-    fresh = not facts.LOCAL_NAMES_COUNT_LIVING_GROUPS or living > _last_named.after()
-    safe = _equal_everywhere([living, made, int(fresh)]) and fresh
-    if safe:
-        _last_named.remember(living)
-    return safe
+    original = distributed_c10d._process_group_name
+    thread = threading.get_ident()
+
+    def choose(ranks: Any, use_hashed_name: bool) -> Any:
+        return name if threading.get_ident() == thread else original(ranks, use_hashed_name)
+
+    distributed_c10d._process_group_name = choose
+    try:
+        yield
+    finally:
+        distributed_c10d._process_group_name = original
 
 
-class _LastNamed:
-    """The largest number of living groups after which locally made groups were named, in the current world."""
-
-    def __init__(self) -> None:
-        self._world: weakref.ref[ProcessGroup] | None = None
-        self._living = 0
-
-    def after(self) -> int:
-        """Return the number, 0 in a world where none was named yet."""
-        return self._living if self._world is not None and is_current(self._world) else 0
-
-    def remember(self, living: int) -> None:
-        """Note that groups are being named after this number."""
-        default = current_world()
-        self._world = None if default is None else weakref.ref(default)
-        self._living = living
+def end_groups(groups: list[ProcessGroup], *, abort: bool = False) -> None:
+    """Destroy process groups, or abort them without waiting for their other members; empties the list."""
+    backends = (
+        [backend for group in groups for backend in _backends_of(group)] if facts.GROUPS_END_UNDER_THE_GIL else []
+    )
+    while groups:
+        group = groups.pop()
+        if abort and not (facts.ABORT_IS_FOR_NCCL_ONLY and "nccl" not in str(dist.get_backend(group))):
+            distributed_c10d._abort_process_group(group)
+        else:
+            dist.destroy_process_group(group)
+        del group
+    backends.clear()
 
 
-_last_named = _LastNamed()
+def end_world() -> list[list[Backend]]:
+    """End all process groups of a process that is about to exit; to be called in a daemon thread.
+
+    It waits for the collectives under way in the groups that only torch refers to, so that no thread of gloo asks for
+    the GIL after the interpreter is gone. Groups that the program still refers to are not waited for.
+
+    Returns:
+        The backends of those groups. Dropping the last reference to one waits for its threads, up to the timeout, so
+        the caller must keep them until the process is gone.
+
+    Raises:
+        ValueError: there is no world.
+        RuntimeError: a backend failed to shut down; NCCL's may, after a peer has died.
+
+    Torch releases:
+        2.6 and 2.7 would wait with the GIL held (`GROUPS_END_UNDER_THE_GIL`). NCCL shuts down its communicators on
+        every release.
+
+    Source:
+        `torch.distributed.destroy_process_group`.
+    """
+    held = [(weakref.ref(group), _backends_of(group)) for group in distributed_c10d._world.pg_map]
+    dist.destroy_process_group()
+    for group, backends in held:
+        if group() is None:
+            backends.clear()  # waits for the threads of this group, while the list above keeps those of the others
+    return [backends for _, backends in held]
 
 
-def _equal_everywhere(numbers: list[int]) -> bool:
-    on_cpu = "nccl" not in str(dist.get_backend())
-    device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
-    # The largest number and the largest negative: both are ours on every rank only where all are equal.
-    largest = torch.tensor([*numbers, *(-number for number in numbers)], device=device)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    everywhere = [int(largest[place]) == -int(largest[place + len(numbers)]) for place in range(len(numbers))]
-    return all(everywhere)
+def _backends_of(group: ProcessGroup) -> list[Backend]:
+    return [group._get_backend(device) for device in group._device_types]
 
 
 def register_fake_backend() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.measuring import (
-    COLLECTIVELY,
     OURS,
     TORCH,
     Footprint,
@@ -58,7 +57,7 @@ def measure_building(whose: str, shape: tuple[int, ...]) -> tuple[list[float], d
 
 
 @reported
-@pytest.mark.parametrize("whose", [OURS, COLLECTIVELY, TORCH])
+@pytest.mark.parametrize("whose", [OURS, TORCH])
 @pytest.mark.parametrize("shape", [*map(two_axes, WORLDS), EVERY_AXIS], ids=lambda shape: "x".join(map(str, shape)))
 def test_build(benchmark: Any, shape: tuple[int, ...], whose: str) -> None:
     """Building the root mesh and its derived axes in a fake world."""

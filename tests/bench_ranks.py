@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from statistics import median
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from automodel_mesh import MeshContext
+from automodel_mesh.compat.agreement import operation
 from automodel_mesh.testing import run_ranks
 from tests.bench_lookups import REQUESTS, first_lookup
 from tests.measuring import OURS, TORCH, Footprint, build, prepare, report, reported, root_of, time_of
@@ -49,3 +51,22 @@ def test_eight_gloo_ranks(benchmark: Any, shape: str, whose: str) -> None:
     benchmark.group = f"8 gloo ranks, {shape}"
     found = run_ranks(measure_rank, 8, whose, SHAPES[shape], timeout=120.0)
     report(benchmark, found[0]["seconds"], first=found[0]["first"], **found[0]["added"])
+
+
+def measure_meeting(rounds: int) -> list[float]:
+    """Agree on an operation that makes nothing, and confirm it."""
+    seconds: list[float] = []
+    for _ in range(rounds):
+        dist.barrier()
+        start = time.perf_counter()
+        with operation("nothing", range(dist.get_world_size())) as current:
+            current.agree("")
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+@reported
+def test_the_meeting_of_eight_ranks(benchmark: Any) -> None:
+    """What agreeing on an operation adds to it, on 8 ranks that meet in a file."""
+    benchmark.group = "8 gloo ranks, the meeting alone"
+    report(benchmark, run_ranks(measure_meeting, 8, 20, timeout=120.0)[0])

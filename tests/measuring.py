@@ -24,7 +24,7 @@ DERIVED = {
     "dp_shard_cp": ("dp_shard", "cp"),
     "dp_cp": ("dp_replicate", "dp_shard", "cp"),
 }
-OURS, COLLECTIVELY, TORCH = "ours", "ours, every group by all ranks", "torch"
+OURS, TORCH = "ours", "torch"
 
 
 class _ReportedClock:
@@ -67,12 +67,9 @@ def in_fake_world(world: int, measure: Callable[..., Any], *arguments: Any) -> A
 
 def prepare(whose: str) -> None:
     """Make this process, a forked one, torch's or ours; torch's warnings about its own slices say nothing here."""
-    patch = pytest.MonkeyPatch()
     if whose == TORCH:
         plain.restore_torch()
         warnings.simplefilter("ignore")
-    if whose == COLLECTIVELY:
-        patch.setattr("automodel_mesh.compat.making.LOCAL_FROM", 2**62)
 
 
 def build(whose: str, shape: Sequence[int]) -> Any:

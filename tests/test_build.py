@@ -16,7 +16,6 @@ import torch.distributed as dist
 from automodel_mesh import DDPConfig, FSDP2Config, MegatronFSDPConfig, MeshContext, ParallelismSizes, compat
 from automodel_mesh.build import build_meshes, default_device_type, resolve_world_size
 from automodel_mesh.compat import worlds
-from automodel_mesh.compat.worlds import local_groups_are_safe
 from automodel_mesh.config import DistributedStrategyConfig
 from automodel_mesh.mesh_utils import get_flat_mesh, get_submesh
 from automodel_mesh.testing import fake_world
@@ -179,7 +178,6 @@ def test_fsdp2_meshes_equal_the_oracle_for_every_shape_of_eight_ranks(ep: int) -
     for shape in factorisations(8, 5):
         if prod(shape[1:]) % ep == 0:
             with MeshContext.build(FSDP2Config(), sizes_of(shape, ep)) as context:
-                dist.barrier()  # nobody closes a connection that another rank still makes
                 check_fsdp2(context, shape, ep)
             assert worlds.live_process_groups() == before
 
@@ -191,7 +189,6 @@ def test_megatron_fsdp_meshes_equal_the_oracle_for_every_shape_of_eight_ranks() 
     for shape in factorisations(8, 3):
         sizes = ParallelismSizes(dp_size=shape[0], cp_size=shape[1], tp_size=shape[2])
         with MeshContext.build(MegatronFSDPConfig(), sizes) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
             root, grid = context.device_mesh, Grid(shape)
             assert root is not None
             assert (context.dp_size, context.cp_size, context.tp_size) == shape
@@ -208,12 +205,10 @@ def test_ddp_has_a_group_and_no_mesh() -> None:
     """DDP over the world uses the default group, over some ranks a group of theirs that closing destroys."""
     before = worlds.live_process_groups()
     with MeshContext.build(DDPConfig()) as context:
-        dist.barrier()  # nobody closes a connection that another rank still makes
         assert context.device_mesh is context.moe_mesh is None
         assert context.process_group is dist.group.WORLD
         assert worlds.live_process_groups() == before
     with MeshContext.build(DDPConfig(), ranks=[1, 2]) as context:
-        dist.barrier()  # nobody closes a connection that another rank still makes
         assert context.is_member == (dist.get_rank() in {1, 2})
         if context.process_group is None:
             assert not context.is_member
@@ -226,7 +221,6 @@ def test_ddp_has_a_group_and_no_mesh() -> None:
 def test_building_without_a_process_group_joins_the_launcher_s_world() -> None:
     """Without a process group, building joins the world that the launcher's environment describes."""
     with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2)) as context:
-        dist.barrier()  # nobody closes a connection that another rank still makes
         assert context.device_mesh is not None
         assert context.device_mesh.mesh.flatten().tolist() == [0, 1]
         assert context.tp_size == dist.get_world_size() == 2
@@ -237,7 +231,6 @@ def test_building_without_a_process_group_joins_the_launcher_s_world() -> None:
 def test_an_expert_mesh_is_built_for_each_pipeline_stage() -> None:
     """With two stages, each rank's expert mesh has the ranks of its own stage."""
     with MeshContext.build(FSDP2Config(), ParallelismSizes(pp_size=2, ep_size=2, tp_size=2)) as context:
-        dist.barrier()  # nobody closes a connection that another rank still makes
         assert context.moe_mesh is not None
         first = 0 if dist.get_rank() < 4 else 4
         assert context.moe_mesh.mesh.tolist() == [[first, first + 1], [first + 2, first + 3]]
@@ -253,7 +246,7 @@ def test_axes_over_the_same_ranks_share_one_set_of_groups(calls: list[Call]) -> 
     """Each distinct set of groups is made once: axes that coincide share it, and the world's is the default group."""
     with fake_world(8), MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, ep_size=2)) as context:
         # The ranks of tp are those of ep, and all that shards or replicates data has the ranks of ep_shard.
-        made = [(0, 1), (2, 3), (4, 5), (6, 7), (0, 2, 4, 6), (1, 3, 5, 7), (0,)]
+        made = [(0, 1), (0, 2, 4, 6), (0,)]
         assert Counter(call.ranks for call in calls) == Counter(made)
         shared = {frozenset(group.axes) for group in context.process_groups()}
         assert shared == {
@@ -290,7 +283,6 @@ def test_backend_override_reaches_native_derived_and_expert_axes() -> None:
     chosen = ("tp", "dp_cp", "ep")
     sizes = ParallelismSizes(tp_size=2, cp_size=2, ep_size=2)
     with MeshContext.build(FSDP2Config(), sizes, backend_override=dict.fromkeys(chosen, "fake")) as context:
-        dist.barrier()  # nobody closes a connection that another rank still makes
         backends = {axis: group.backend for group in context.process_groups() for axis in group.axes}
         assert backends == {axis: "fake" if axis in chosen else "gloo" for axis in [*FSDP2_AXES, *EXPERT_AXES]}
         root = context.device_mesh
@@ -350,27 +342,22 @@ def check_communication(context: MeshContext) -> None:
         assert total.item() == sum(ranks_of(line))
 
 
-LOCAL_SHAPES = [((2, 1, 2, 1, 2), 2), ((1, 2, 2, 1, 2), 4), ((1, 2, 1, 2, 2), 1), ((1, 1, 8, 1, 1), 2)]
+SHAPES = [((2, 1, 2, 1, 2), 2), ((1, 2, 2, 1, 2), 4), ((1, 2, 1, 2, 2), 1), ((1, 1, 8, 1, 1), 2)]
 
 
-@pytest.mark.parametrize(("shape", "ep"), LOCAL_SHAPES)
+@pytest.mark.parametrize(("shape", "ep"), SHAPES)
 @pytest.mark.ranks(8)
-def test_local_creation_makes_each_rank_only_its_own_groups(
-    shape: tuple[int, ...], ep: int, calls: list[Call], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the ranks agree, each makes just the groups it is in: the same as otherwise, and they communicate."""
-    monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
+def test_each_rank_makes_only_its_own_groups(shape: tuple[int, ...], ep: int, calls: list[Call]) -> None:
+    """A rank calls `new_group` for the groups it is in and no others, each once, and they communicate."""
     with MeshContext.build(FSDP2Config(), sizes_of(shape, ep)) as context:
-        dist.barrier()  # nobody closes a connection that another rank still makes
-        assert all(dist.get_rank() in call.ranks for call in calls)
-        assert all(call.local for call in calls if len(call.ranks) > 1)
+        assert all(dist.get_rank() in call.ranks and call.local for call in calls)
         assert Counter(call.ranks for call in calls) + Counter([tuple(range(8))]) == live_rank_sets()
         check_fsdp2(context, shape, ep)
         check_communication(context)
 
 
 def test_a_rank_of_a_large_world_makes_only_its_own_groups(calls: list[Call]) -> None:
-    """Where the ranks agree that it is safe, a rank makes its own groups and no others."""
+    """The number of calls does not grow with the world."""
     with fake_world(1024, rank=5):
         context = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=8))
         made = [group for group in context.process_groups() if group.made_here]
@@ -380,50 +367,49 @@ def test_a_rank_of_a_large_world_makes_only_its_own_groups(calls: list[Call]) ->
 
 
 @pytest.mark.ranks(8)
-def test_local_creation_can_be_repeated_after_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups made anew for the same ranks find each other, not what is left in the store of those that are closed."""
-    monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
+def test_building_and_closing_in_a_loop_needs_no_collective() -> None:
+    """No rank closes while another still connects, and new groups of the same ranks do not meet the old ones."""
+    for _ in range(20):
+        with MeshContext.build(FSDP2Config(), sizes_of((1, 2, 2, 1, 2), 4)):
+            pass
+    with MeshContext.build(FSDP2Config(), sizes_of((1, 2, 2, 1, 2), 4)) as context:
+        check_communication(context)
+
+
+@pytest.mark.ranks(8)
+def test_groups_of_the_users_own_do_not_clash_with_ours() -> None:
+    """Groups on some ranks only, of all and of pairs, made before, between and after, are right, and so are ours."""
+    pair = [rank for rank in range(8) if rank // 2 == dist.get_rank() // 2]
+
+    def own_groups() -> list[Any]:
+        made: list[Any] = [dist.new_group([0, 1]), dist.new_group(list(range(8)))]
+        made.append(dist.new_group(pair, use_local_synchronization=True))
+        for group, ranks in zip(made[1:], (list(range(8)), pair), strict=True):
+            total = torch.tensor(dist.get_rank())
+            dist.all_reduce(total, group=group)
+            assert total.item() == sum(ranks)
+        return made if dist.get_rank() < 2 else made[1:]
+
+    shape = (1, 2, 2, 1, 2)
     for _ in range(3):
-        with MeshContext.build(FSDP2Config(), sizes_of((1, 2, 2, 1, 2), 4)) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
+        before = own_groups()
+        with MeshContext.build(FSDP2Config(), sizes_of(shape, 4)) as context:
+            between = own_groups()
             check_communication(context)
-        dist.barrier()
+        after = own_groups()
+        for group in (*before, *between, *after):
+            dist.destroy_process_group(group)
 
 
 @pytest.mark.ranks(8)
-def test_ranks_with_unequal_groups_make_theirs_together(calls: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch would give a group unlike names on its members, all ranks make all groups, and those are right."""
-    monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
-    other = dist.new_group([0, 1], None, use_local_synchronization=False)
-    agreed = local_groups_are_safe()
-    for shape, ep in LOCAL_SHAPES:
-        calls.clear()
-        with MeshContext.build(FSDP2Config(), sizes_of(shape, ep)) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
-            several = [call for call in calls if len(call.ranks) > 1]
-            assert {call.local for call in several} <= {agreed}
-            assert agreed or len(several) == len(set(several))
-            root = context.device_mesh
-            assert root is not None
-            check_axes(root, Grid(shape), FSDP2_AXES, root)
-            check_communication(context)
-    if dist.get_rank() < 2:
-        dist.destroy_process_group(other)
-
-
-@pytest.mark.ranks(8)
-def test_a_model_on_part_of_the_world_is_built_by_all_ranks_together(
-    calls: list[Call], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model on part of the world is built by all ranks together, and the whole world's next one is right."""
-    monkeypatch.setattr("automodel_mesh.compat.groups.LOCAL_FROM", 1)
+def test_a_model_on_part_of_the_world_is_built_by_its_members(calls: list[Call]) -> None:
+    """Ranks outside make no group, and the whole world's next model is right."""
     with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=range(4)) as part:
-        dist.barrier()  # nobody closes a connection that another rank still makes
-        assert not any(call.local for call in calls if len(call.ranks) > 1)
+        assert all(dist.get_rank() in call.ranks for call in calls)
+        assert bool(calls) == part.is_member
         if part.is_member:
             check_communication(part)
         with MeshContext.build(FSDP2Config(), sizes_of((1, 2, 2, 1, 2), 4)) as whole:
-            dist.barrier()  # nobody closes a connection that another rank still makes
             check_fsdp2_sizes(whole, (1, 2, 2, 1, 2), 4)
             check_communication(whole)
 
@@ -435,13 +421,10 @@ def test_sizes_that_are_left_out_fill_the_world() -> None:
     """Data parallelism takes what the other sizes leave; without sizes, all ranks."""
     with fake_world(24):
         with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, dp_replicate_size=3)) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
             assert (context.dp_size, context.dp_replicate_size, context.dp_shard_size) == (12, 3, 4)
         with MeshContext.build(FSDP2Config()) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
             assert (context.dp_size, context.dp_replicate_size, context.tp_size) == (24, 1, 1)
         with MeshContext.build(MegatronFSDPConfig(), ParallelismSizes(cp_size=4)) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
             assert (context.dp_size, context.cp_size) == (6, 4)
 
 
@@ -502,7 +485,6 @@ def test_gloo_ranks_have_cpu_meshes() -> None:
     meshes = build_meshes("fsdp2", ParallelismSizes(tp_size=2))
     assert meshes.root.device_type == "cpu"
     assert meshes.moe is None
-    dist.barrier()  # nobody closes a connection that another rank still makes
     compat.destroy_process_groups(meshes.root)
 
 
@@ -522,7 +504,6 @@ def build_and_close(times: int, sizes: Mapping[str, int]) -> None:
     """Build a context, use it a little, and close it, many times."""
     for _ in range(times):
         with MeshContext.build(FSDP2Config(), ParallelismSizes(**sizes)) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
             assert context.device_mesh is not None
             get_submesh(context.device_mesh, ("dp_replicate", "dp_shard_cp"))
 
@@ -565,7 +546,6 @@ def test_separate_groups_are_shared_with_no_other_axis() -> None:
     """Axes named in `separate_groups` share no group with others of the same ranks; all other axes do as ever."""
     sizes = ParallelismSizes(tp_size=2)
     with MeshContext.build(FSDP2Config(), sizes, separate_groups=("dp_shard_cp", "tp")) as context:
-        dist.barrier()  # nobody closes a connection that another rank still makes
         assert context.device_mesh is not None
         groups = {name: compat.get_group(context.device_mesh, name) for name in ("dp", "dp_shard", "dp_shard_cp")}
         assert groups["dp"] is groups["dp_shard"]

@@ -411,5 +411,4 @@ def test_it_builds_and_closes_as_the_current_generation_does() -> None:
         dist.all_reduce(total, group=compat.get_group(get_flat_mesh(root, "tp")))
         assert total.item() == 2
         assert get_fsdp_dp_mesh(root).mesh_dim_names == ("dp_shard_cp",)
-        dist.barrier()  # nobody closes a connection that another rank still makes
     assert worlds.live_process_groups() == before

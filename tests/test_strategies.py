@@ -171,7 +171,6 @@ def test_a_registered_strategy_is_built_as_its_record_says(ring: Strategy) -> No
     before = worlds.live_process_groups()
     for sizes, shape, fully_shard in RING_CASES:
         with MeshContext.build(RingConfig(), RingSizes(**sizes)) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
             check_ring(context, shape, sizes.get("ep_size", 1), fully_shard)
             total = torch.tensor(dist.get_rank())
             assert context.device_mesh is not None
@@ -185,7 +184,6 @@ def test_a_registered_strategy_is_built_on_a_part_of_the_world(ring: Strategy) -
     """Members have the meshes; a rank outside knows the sizes of all axes, and has no process group."""
     sizes = RingSizes(ring_size=2, ulysses_size=2)
     with DistributedSetup.build("ring", sizes, ranks=[1, 2, 5, 6]) as setup:
-        dist.barrier()  # nobody closes a connection that another rank still makes
         context = setup.mesh_context
         assert context.is_member == (dist.get_rank() in {1, 2, 5, 6})
         assert [context.axis_size(axis) for axis in ("ring", "ulysses", "cp", "tp", "dp", "ep")] == [

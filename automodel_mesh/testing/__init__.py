@@ -2,6 +2,8 @@
 
 A `conftest.py` loads the pytest plugin with ``pytest_plugins = ["automodel_mesh.testing"]``; `plugin.py` describes its
 markers and fixtures, and is the only module here that needs pytest.
+
+PYTEST_DONT_REWRITE: no assertion in here is one of a test.
 """
 
 from __future__ import annotations

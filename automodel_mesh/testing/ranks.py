@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pickle
 import re
+import secrets
 import selectors
 import signal
 import socket
@@ -354,9 +356,15 @@ def _fork() -> int:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a free port below those that Linux and macOS assign themselves.
+
+    A port of theirs could be assigned to another process before a rank listens on it.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)  # not `random`, whose state ranks inherit from the caller
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _describe_status(status: int) -> str:

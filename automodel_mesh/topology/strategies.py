@@ -11,7 +11,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
-from automodel_mesh.checks import check_size, checked_ranks
+from automodel_mesh.checks import check_size, checked_ranks, shown_ranks
 from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.topology.grid import Topology
 from automodel_mesh.topology.records import EXPERT_MESH_AXES, Strategy
@@ -65,6 +65,12 @@ class Topologies(NamedTuple):
     """The same ranks with `ep_shard` and `ep` in place of the expert axes, or `None` if `ep_size` is 1. The expert mesh
     of a rank is a slice of it, (ep_shard, ep).
     """
+
+    def describe(self) -> str:
+        """Describe the axes and ranks on one line."""
+        meshes = (topology for topology in self if topology is not None)
+        told = [", ".join(f"{axis}={topology.size(axis)}" for axis in topology.all_axes) for topology in meshes]
+        return f"{'; experts: '.join(told)} over the ranks {shown_ranks(self.root.ranks)}"
 
 
 def register_strategy(strategy: Strategy) -> Strategy:

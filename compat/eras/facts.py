@@ -18,10 +18,6 @@ GROUPS_END_UNDER_THE_GIL: Final = not torch_at_least("2.8")
 
 Delete when the floor reaches 2.8: the groups end by themselves."""
 
-LOCAL_NAMES_COUNT_LIVING_GROUPS: Final = not torch_at_least("2.14")
-"""Up to 2.13 a group that only its members make is named after the number of living groups, which can come again;
-from 2.14 on after the number of groups ever made. Delete when the floor reaches 2.14."""
-
 GROUPS_ARE_KEPT_AS_RANKS: Final = not torch_at_least("2.8")
 """2.6 and 2.7 keep a mesh's groups as tuples of tag, ranks and name, later ones as names alone.
 

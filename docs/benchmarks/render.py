@@ -20,7 +20,6 @@ from matplotlib import pyplot as plt
 from packaging.version import Version
 
 OURS: Final = "ours"
-COLLECTIVELY: Final = "ours, every group by all ranks"
 TORCH: Final = "torch"
 HERE: Final = Path(__file__).parent
 PLOTTED: Final = 'get_flat_mesh(mesh, "tp")'
@@ -75,14 +74,12 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
-def times(
-    test: str, case: Case, read: Callable[[Found], float] = lambda found: found["seconds"], mine: str = OURS
-) -> Cell:
+def times(test: str, case: Case, read: Callable[[Found], float] = lambda found: found["seconds"]) -> Cell:
     """Make the cell of a time: ours, torch's, and how many times ours torch's is."""
 
     def cell(release: Release) -> str:
         sides = release.found[test][case]
-        ours, torchs = read(sides[mine]), read(sides[TORCH])
+        ours, torchs = read(sides[OURS]), read(sides[TORCH])
         ratio = torchs / ours
         return f"{duration(ours)} / {duration(torchs)}: **{f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.1f}'}**"
 
@@ -144,10 +141,7 @@ def results(releases: list[Release]) -> str:
         "## First lookups",
         table("", releases, lookup_rows(lookups, "first")),
         "## Building",
-        "Each rank makes its own groups, where that is safe:",
         table("", releases, build_rows(builds, lambda case: times(BUILD, case))),
-        "All ranks make every group together:",
-        table("", releases, build_rows(builds, lambda case: times(BUILD, case, mine=COLLECTIVELY))),
         "Calls of `new_group` on one rank, ours and torch's:",
         table("", releases, build_rows(builds, lambda case: counts(BUILD, case, "new_group calls"))),
         "Process groups of one rank besides the default one, ours and torch's:",

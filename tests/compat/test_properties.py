@@ -187,7 +187,6 @@ def test_any_program_is_right_on_any_rank(program: Program, pick: int) -> None:
 def run_alone(program: Program) -> None:
     """Run a program, then destroy its groups, so that the next one starts with the default group only."""
     run_program(program)
-    dist.barrier()  # nobody closes a connection that another rank still makes
     for name in list(worlds.live_process_groups())[1:]:
         dist.destroy_process_group(worlds.find_process_group(name))
 
