@@ -245,9 +245,7 @@ class MeshContext:
     def close(self) -> None:
         """Destroy the process groups that `build` made, and no others; on every rank of the model.
 
-        No rank may close while another one still builds, as with `destroy_process_group`: gloo connects as it builds,
-        and would lose the connection. A collective in between, such as a barrier, prevents that. A second call has no
-        effect.
+        Waits for no other rank: `build` returns when all ranks have connected. A second call has no effect.
         """
         if self._built is not None and dist.is_initialized():
             compat.destroy_process_groups(self._built.root)

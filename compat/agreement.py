@@ -105,7 +105,8 @@ class _Meeting:
         """Say what this rank asks for, and wait for the others."""
         self._asks = request[:_SHOWN]
         mine = {"rank": dist.get_rank(), "asks": self._asks, "digest": sha256(request.encode()).hexdigest()}
-        first = json.loads(self._store.compare_set("first", "", json.dumps(mine)))
+        with self._reaching_the_store():
+            first = json.loads(self._store.compare_set("first", "", json.dumps(mine)))
         differs = first["digest"] != mine["digest"]
         self._take_part("coming", {"differ": [first, mine]} if differs else None)
 
@@ -116,21 +117,27 @@ class _Meeting:
 
     def refuse(self, error: str) -> None:
         """End the first step for all, because this rank was refused; does not wait."""
-        self._arrive("coming", {"refused": {"rank": dist.get_rank(), "error": error[:_SHOWN]}})
+        with suppress(RuntimeError):  # without a store nobody waits for this rank
+            self._arrive("coming", {"refused": {"rank": dist.get_rank(), "error": error[:_SHOWN]}})
 
     def _take_part(self, step: str, fault: dict[str, Any] | None) -> None:
-        try:
+        with self._reaching_the_store():
             self._arrive(step, fault)
             end = self._end_of(step)
+        if step == "coming" and dist.get_rank() in end.get("missing", ()):
+            raise _EndedWithoutUs
+        if end and end.get("failed", {}).get("rank") != dist.get_rank():
+            raise RanksDisagreeError(self._explain(step, end))
+
+    @contextmanager
+    def _reaching_the_store(self) -> Generator[None, None, None]:
+        try:
+            yield
         except RuntimeError as error:
             raise RanksDisagreeError(
                 f"{self._asks}: the store of torch.distributed cannot be reached ({error}). Has the process that "
                 "serves it ended, usually rank 0 or the launcher?"
             ) from error
-        if step == "coming" and dist.get_rank() in end.get("missing", ()):
-            raise _EndedWithoutUs
-        if end and end.get("failed", {}).get("rank") != dist.get_rank():
-            raise RanksDisagreeError(self._explain(step, end))
 
     def _arrive(self, step: str, fault: dict[str, Any] | None) -> None:
         self._all.set(f"at/{dist.get_rank()}", self._place(step))

@@ -200,8 +200,8 @@ class GroupTable:
         """Describe what is to be made, in the same words on every rank that asks for the same."""
         told: list[str] = []
         for name, layout, spec in requests:
-            sizes = " x ".join(f"{size} at stride {stride}" for size, stride in layout)
-            told.append(f"{name} ({', '.join(filter(None, [sizes, spec.describe()]))})")
+            sizes = " x ".join(f"{size} at stride {stride}" for size, stride in fold([layout])) or "1"
+            told.append(f"{name} ({', '.join(filter(None, (sizes, spec.describe())))})")
         return f"{', '.join(told)} over the ranks {shown_ranks(self.ranks)}"
 
     def _make(self, key: tuple[Layout, GroupSpec], description: str, current: Operation) -> ProcessGroup | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes, compat
 from automodel_mesh.compat import agreement, worlds
 from automodel_mesh.errors import RanksDisagreeError
 from automodel_mesh.testing import RanksFailed, fake_world, ranks, run_ranks
+from tests.pages import blocks, run
 
 WAIT: Final = 1.0
 """Seconds that an operation of these tests waits; a store in a file counts whole seconds."""
@@ -270,6 +272,21 @@ def test_a_killed_rank_is_named(name: str, tmp_path: Path, monkeypatch: pytest.M
     assert [failure.rank for failure in caught.value.failures] == [ODD]
     for rank in set(range(RANKS)) - {ODD}:
         assert f"rank {ODD} did not call this" in (tmp_path / str(rank)).read_text()
+
+
+@pytest.mark.ranks(RANKS)
+def test_the_example_of_the_documentation_prints_what_it_says() -> None:
+    """The how-to's program runs as written, and each rank prints the message shown, whoever comes first."""
+    page = (Path(__file__).parents[2] / "docs/how-to/ranks-that-disagree.md").read_text()
+    (program,), (shown,) = blocks(page, "python"), blocks(page, "text")
+    printed = run("disagree.py", program.replace("dist.destroy_process_group()", ""))
+    words = [" ".join(text.split()) for text in (printed, shown)]
+    asked = [set(re.findall(r"rank \d asks for refold\(.*?0, 1, 2, 3\)", text)) for text in words]
+    assert len(asked[0]) == 2
+    numbers = [{re.sub(r"rank \d", "rank N", request) for request in requests} for requests in asked]
+    assert numbers[0] == numbers[1]
+    assert words[0].partition(":")[0] == words[1].partition(":")[0]
+    assert words[0].rpartition(")")[2] == words[1].rpartition(")")[2]
 
 
 @pytest.mark.ranks(RANKS)
