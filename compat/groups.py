@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 import torch
 import torch.distributed as dist
 
-from automodel_mesh.checks import shown_ranks
+from automodel_mesh.checks import nearest, shown_ranks
 from automodel_mesh.compat.agreement import Operation, operation
 from automodel_mesh.compat.worlds import current_world, is_alive, named_group
-from automodel_mesh.errors import ProcessGroupDestroyedError
+from automodel_mesh.errors import MeshArgumentError, ProcessGroupDestroyedError
 from automodel_mesh.topology.layouts import Layout, fold, group_at, groups
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class GroupTable:
 
         Raises:
             RanksDisagreeError: the ranks do not ask for the same, or not all come.
+            MeshArgumentError: a backend is not known, or this torch was built without it.
             ProcessGroupDestroyedError: the group of an axis was destroyed.
         """
         keys = [self._key(request) for request in requests]
@@ -133,6 +134,8 @@ class GroupTable:
         for key, name in named:
             if key not in missing:
                 self._use(key, name)  # raises for a destroyed group, before the others are made
+        for _, spec in missing:
+            _check_backend(spec.backend)
         if missing and not current.agreed:
             current.agree(self._describe(missing.values()))
         for key, request in missing.items():
@@ -242,6 +245,23 @@ def _new_group(
         group_desc=description,
     )
     return cast("ProcessGroup", group)
+
+
+def _check_backend(backend: str | None) -> None:
+    """Refuse a backend that torch would fail with after it has begun to make groups.
+
+    Args:
+        backend: its name, or a list such as `"cpu:gloo,cuda:nccl"`; `None` for that of the default group.
+    """
+    for name in [] if backend is None else [part.rpartition(":")[2].lower() for part in backend.split(",")]:
+        known = [one for one in dist.Backend.backend_list if one != dist.Backend.UNDEFINED]
+        if name not in known:
+            raise MeshArgumentError(
+                f"backend {name!r} is not known to torch{nearest(name, known)}: give one of {', '.join(known)}, or "
+                "register it with torch.distributed.Backend.register_backend on every rank."
+            )
+        if not dist.is_backend_available(name):
+            raise MeshArgumentError(f"backend {name!r}: this torch was built without it; give another one.")
 
 
 def made_by_all_ranks() -> bool:

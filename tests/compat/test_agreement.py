@@ -290,6 +290,25 @@ def test_the_example_of_the_documentation_prints_what_it_says() -> None:
 
 
 @pytest.mark.ranks(RANKS)
+def test_a_backend_that_torch_does_not_have_is_refused_before_a_group_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown or missing backend is a `ValueError` on every rank, and what is asked for afterwards works."""
+    root = make_root()
+    groups = worlds.live_process_groups()
+    with pytest.raises(
+        ValueError, match=r"backend 'glooo' is not known to torch \(did you mean 'gloo'\?\): give one of gloo"
+    ):
+        compat.init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"), backend_override={"b": "glooo"})
+    with pytest.raises(ValueError, match="backend 'glooo' is not known"):
+        compat.flatten(root, "all", backend_override="cpu:glooo")
+    monkeypatch.setattr(dist, "is_backend_available", lambda _: False)
+    with pytest.raises(ValueError, match="backend 'gloo': this torch was built without it"):
+        compat.flatten(root, "all", backend_override="gloo")
+    monkeypatch.undo()
+    assert worlds.live_process_groups() == groups
+    check_communication(compat.flatten(root, "all", backend_override="gloo"))
+
+
+@pytest.mark.ranks(RANKS)
 def test_lookups_do_not_meet() -> None:
     """Whatever makes no group can be called on one rank alone."""
     root = make_root()
