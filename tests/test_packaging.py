@@ -1,4 +1,4 @@
-"""What is built from a checkout: sdist, wheel, their metadata; and the command that the README gives."""
+"""The sdist, the wheel and its metadata; the command in the README, and the paths in CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from email.parser import Parser
 from pathlib import Path
 
@@ -158,7 +159,46 @@ def test_readme_gives_the_command_that_ci_runs() -> None:
     assert "step nox -t matrix" in script
 
 
-def test_no_machine_of_ours_is_named() -> None:
+def paths_in_the_tree(tree: str) -> Iterator[tuple[str, str]]:
+    """Yield the paths in the tree of CONTRIBUTING.md, each with the folder of its line."""
+    folders: list[str] = []
+    for line in tree.splitlines():
+        names, description = re.split(r"  +", line.strip(), maxsplit=1)
+        depth = (len(line) - len(line.lstrip())) // 2
+        folder = "".join(folders[:depth])
+        for name in names.split(", "):
+            yield folder + name, ""
+        if names.endswith("/"):
+            folders[depth:] = [names]
+            folder += names
+        for path in re.findall(r"[\w/-]+\.(?:py|toml|json|md)\b", description):
+            yield path, folder
+
+
+def paths_in_the_text(text: str) -> Iterator[str]:
+    """Yield the paths in a text: those that begin with a folder of the checkout, and names of files."""
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    yield from re.findall(rf"(?<![\w./])(?:(?:{folders})/[\w./*-]+|\w+\.(?:py|toml|json|md)\b)", text)
+
+
+def exists(path: str) -> bool:
+    """Return whether a path, which may have wildcards, is one of the checkout."""
+    return any(ROOT.glob(path.rstrip("/.")))
+
+
+def test_paths_in_contributing_exist() -> None:
+    """Each file and folder that CONTRIBUTING.md names exists, in the tree, the prose and the commands."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    in_tree = set(paths_in_the_tree(tree))
+    assert {("compat/eras/facts.py", ""), ("report.py", "automodel_mesh/doctor/")} <= in_tree
+    assert [path for path, folder in sorted(in_tree) if not (exists(folder + path) or exists(path))] == []
+    in_text = set(paths_in_the_text(text.replace(tree, "")))
+    assert {"compat/ledger.toml", "docs/*.md", "tests/compat", "README.md"} <= in_text
+    assert [path for path in sorted(in_text) if not exists(path)] == []
+
+
+def test_files_for_builds_and_tests_name_no_home_folder() -> None:
     """The files that set up builds and tests name no home folder, so that they work on any machine."""
     files = ["pyproject.toml", "noxfile.py", ".ci/run", ".github/workflows/ci.yml", "ci_matrix/torch.toml"]
     texts = {name: (ROOT / name).read_text() for name in files}
