@@ -1,4 +1,4 @@
-"""`DistributedSetup`: the meshes and settings that a model is loaded with, checked before any process group is made."""
+"""`DistributedSetup`: the meshes and settings for loading a model, checked before any process group is created."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class MoEParallelizerConfig:
 
     Raises:
         TypeError: a field has a value of the wrong type.
-        ValueError: a field has a value that is not valid; the message lists what is.
+        ValueError: a field has a value that is not valid; the message lists the valid ones.
     """
 
     ignore_router_for_ac: bool = False
@@ -85,7 +85,7 @@ class MoEParallelizerConfig:
     """Whether the model around the blocks is sharded too, as one unit. By default `True`."""
 
     mp_policy: MixedPrecisionPolicy | None = field(default=None, hash=False)
-    """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default `None`: torch's own."""
+    """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default `None`: torch's default."""
 
     def __post_init__(self) -> None:
         check_flags(self, "ignore_router_for_ac", "reshard_after_forward", "wrap_outer_model")
@@ -98,14 +98,14 @@ class MoEParallelizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedSetup:
-    """The meshes of a model and the settings for it: all that a loader needs, in one object.
+    """The meshes of a model and the settings for it, in one object to pass to a loader.
 
-    `build` also builds the meshes. A setup that is made directly has those of `mesh_context`, or describes meshes that
-    are not built yet. As a context manager it closes itself at the end of the block.
+    `build` also builds the meshes. A setup that is made directly has the meshes of `mesh_context`, or settings for
+    meshes that are not built yet. It is a context manager that closes itself at the end of the block.
 
     Args:
         strategy_config: the strategy's configuration; `None` for meshes without settings.
-        parallelism_sizes: the sizes asked for; those that were built are read from `mesh_context`.
+        parallelism_sizes: the requested sizes; those of the meshes are read from `mesh_context`.
         pipeline_config: how the model is split into stages; needs `pp_size` above 1.
         moe_parallel_config: how experts are parallelised; needs `ep_size` above 1.
         activation_checkpointing: `False`, `True` or `"full"` (kept as `True`), or `"selective"`, which megatron_fsdp
@@ -114,7 +114,7 @@ class DistributedSetup:
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: arguments that do not fit together; the message names the field, its value and what would do.
+        ValueError: arguments that contradict each other; the message names the field, its value and valid values.
     """
 
     strategy_config: StrategyConfig | None = None
@@ -132,13 +132,13 @@ class DistributedSetup:
             check_supported_sizes(strategy, sizes)
         _check_needed(self, "pipeline_config", "pp_size", sizes, strategy)
         _check_needed(self, "moe_parallel_config", "ep_size", sizes, strategy)
-        mode = _settle_checkpointing(self.activation_checkpointing, self.strategy_config, strategy)
+        mode = _resolve_checkpointing(self.activation_checkpointing, self.strategy_config, strategy)
         if strategy is not None:
             _check_options(self.strategy_config, strategy)
         object.__setattr__(self, "activation_checkpointing", mode)
 
     @classmethod
-    def build(  # noqa: PLR0917 - six arguments can be given by position where we stand in
+    def build(  # noqa: PLR0917 - six arguments can be given by position, as in NeMo AutoModel
         cls,
         strategy: str | StrategyConfig = "fsdp2",
         parallelism_sizes: ParallelismSizes | None = None,
@@ -159,7 +159,7 @@ class DistributedSetup:
         Args:
             strategy: a name of `STRATEGY_MAP`, in any case, or a configuration of any class that `strategy_for`
                 recognises.
-            parallelism_sizes: the sizes asked for; by default all ranks are data parallel. Of the built-in strategies,
+            parallelism_sizes: the requested sizes; by default all ranks are data parallel. Of the built-in strategies,
                 fsdp2 alone takes `dp_replicate_size`, `pp_size` and `ep_size`; ddp takes `dp_size` alone.
             pipeline_config: for `pp_size` above 1 only, where `PipelineConfig()` is the default; a dict has its fields.
             moe_parallel_config: for `ep_size` above 1 only, where `MoEParallelizerConfig()` is the default; a dict has
@@ -176,8 +176,8 @@ class DistributedSetup:
 
         Raises:
             TypeError: an argument, a size or a rank has the wrong type.
-            ValueError: an unknown strategy, a key of a dict that is not a field, arguments that do not fit together, or
-                sizes that do not fit the ranks; the message names the field, its value and what would do.
+            ValueError: an unknown strategy, a key of a dict that is not a field, arguments that contradict each
+                other, or sizes that do not fit the ranks; the message names the field, its value and valid values.
         """
         sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
         _check_type("parallelism_sizes", sizes, ParallelismSizes)
@@ -209,14 +209,14 @@ class DistributedSetup:
 
         Raises:
             TypeError: `device_mesh` is not a `DeviceMesh`.
-            ValueError: the mesh has no names, or one that is not known; the message lists the known names.
+            ValueError: the mesh has no axis names, or an unknown one; the message lists the known names.
         """
         _check_type("device_mesh", device_mesh, DeviceMesh)
         return cls(mesh_context=MeshContext.from_meshes(device_mesh))
 
     @property
     def device_mesh(self) -> DeviceMesh | None:
-        """The root mesh; `None` with ddp, and where nothing is built yet."""
+        """The root mesh; `None` with ddp, and if the meshes are not built yet."""
         return self.mesh_context.device_mesh
 
     @property
@@ -274,7 +274,7 @@ def _check_type(argument: str, value: object, kind: type, hint: str = "") -> Non
 
 
 def _check_types(setup: DistributedSetup) -> None:
-    """Refuse fields of another class; only `build` takes names and dicts."""
+    """Require the types of the fields; only `build` accepts names and dicts."""
     if setup.strategy_config is not None:
         _check_strategy("strategy_config", setup.strategy_config, " or None")
     if setup.parallelism_sizes is not None:
@@ -297,12 +297,12 @@ def _check_world_size(world_size: object) -> None:
 
 
 def _sizes_of(setup: DistributedSetup, strategy: Strategy | None) -> ParallelismSizes:
-    """Return the sizes of the meshes, after a check that they are those asked for; without meshes, those asked for."""
+    """Return the sizes of the meshes, which must be the requested ones; without meshes, the requested sizes."""
     context = setup.mesh_context
-    asked = ParallelismSizes() if setup.parallelism_sizes is None else setup.parallelism_sizes
+    requested = ParallelismSizes() if setup.parallelism_sizes is None else setup.parallelism_sizes
     if context.device_mesh is None and context.moe_mesh is None:
-        return asked
-    found = {name: _built_size(context, name, strategy) for name in as_dict(asked)}
+        return requested
+    found = {name: _built_size(context, name, strategy) for name in as_dict(requested)}
     built = {name: size for name, size in found.items() if size is not None}
     for name, size in built.items():
         value = getattr(setup.parallelism_sizes, name, None)
@@ -311,11 +311,11 @@ def _sizes_of(setup: DistributedSetup, strategy: Strategy | None) -> Parallelism
                 f"parallelism_sizes.{name}={value}, but the meshes of mesh_context have {name}={size}: give the sizes "
                 "that the meshes were built with, or None"
             )
-    return dataclasses.replace(asked, **built)
+    return dataclasses.replace(requested, **built)
 
 
 def _built_size(context: MeshContext, name: str, strategy: Strategy | None) -> int | None:
-    """Return a size as the meshes have it, `None` if they do not have it: it is that of an axis, or of several."""
+    """Return a size of the meshes, that of one axis or the product of several; `None` if they lack the axes."""
     named = name.removesuffix("_size")  # such as `tp`, in a mesh of any strategy or none
     axes = () if strategy is None else strategy.axes_of(name)
     sizes = [context.axis_size(axis) or 0 for axis in axes]
@@ -329,7 +329,7 @@ def _built_size(context: MeshContext, name: str, strategy: Strategy | None) -> i
 def _check_needed(
     setup: DistributedSetup, name: str, size_name: str, sizes: ParallelismSizes, strategy: Strategy | None
 ) -> None:
-    """Refuse the configuration of a parallelism that is not used."""
+    """Refuse a configuration for a kind of parallelism whose size is 1."""
     value, size = getattr(setup, name), getattr(sizes, size_name)
     if value is None or size > 1:
         return
@@ -343,17 +343,17 @@ def _check_needed(
 
 
 def _check_options(config: StrategyConfig | None, strategy: Strategy) -> None:
-    """Refuse a field of a configuration with the value that the strategy does not support."""
+    """Refuse a configuration with a value that the strategy does not support."""
     for option in strategy.unsupported_options:
         value = getattr(config, option, None)
         remedy = f"{type(config).__name__}({option}=False)" if value is True else f"another {option}"
         check_supported_option(strategy, option, value, remedy)
 
 
-def _settle_checkpointing(
+def _resolve_checkpointing(
     value: object, config: StrategyConfig | None, strategy: Strategy | None
 ) -> ActivationCheckpointing:
-    """Return the mode that the setup and the strategy's configuration ask for; they must not ask for different ones."""
+    """Return the mode of the setup and of the strategy's configuration; they must not contradict each other."""
     mode = resolve_activation_checkpointing(value, strategy)
     own = resolve_activation_checkpointing(getattr(config, "activation_checkpointing", False), strategy)
     if mode and own and mode != own:

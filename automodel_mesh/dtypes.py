@@ -1,4 +1,4 @@
-"""The check of fields that hold a dtype, apart from the others because it needs torch."""
+"""The check of fields that hold a dtype; in a module of its own, because it imports torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_dtype(config: DataclassInstance, name: str) -> None:
 
     Raises:
         TypeError: The field is something else.
-        ValueError: A string that names no dtype.
+        ValueError: The field is a string that is not the name of a dtype.
     """
     value = getattr(config, name)
     if value is None or isinstance(value, torch.dtype):

@@ -36,7 +36,7 @@ def check_flags(config: DataclassInstance, *names: str) -> None:
         *names: Its fields.
 
     Raises:
-        TypeError: A field is anything else; 0, 1 and "false" are no flags.
+        TypeError: A field is anything else, such as 0, 1 or "false".
     """
     for name in names:
         value = getattr(config, name)
@@ -61,13 +61,13 @@ def check_at_least_one(config: DataclassInstance, *names: str, optional: bool = 
 
 
 def check_positive(name: str, value: object, unit: str, *, default: str) -> None:
-    """Require that a value is `None`, or a number above 0 that is finite.
+    """Require that a value is `None` or a finite number above 0.
 
     Args:
-        name: What it is called in messages.
-        value: What was given.
-        unit: What it counts.
-        default: What `None` stands for.
+        name: The name of the value in messages.
+        value: The value.
+        unit: The unit of the number, in the plural.
+        default: What `None` means.
 
     Raises:
         TypeError: The value is not a number, or is a bool.
@@ -88,11 +88,11 @@ def check_choice(config: DataclassInstance, name: str, choices: Iterable[object]
     Args:
         config: The configuration.
         name: Its field.
-        choices: What is valid, in the order to list it.
+        choices: The valid values, in the order in which messages list them.
 
     Raises:
-        TypeError: The value has another type than every choice.
-        ValueError: The value has the type of a choice and is none.
+        TypeError: No choice has the type of the value.
+        ValueError: The value has the type of a choice, but is not one of them.
     """
     value = getattr(config, name)
     choices = list(choices)
@@ -104,14 +104,14 @@ def check_choice(config: DataclassInstance, name: str, choices: Iterable[object]
 
 
 def check_names(config: DataclassInstance, name: str) -> None:
-    """Require that a field is `None`, or a list of strings that are not empty.
+    """Require that a field is `None`, or a list of at least one string, none of them empty.
 
     Args:
         config: The configuration.
         name: Its field.
 
     Raises:
-        TypeError: The field is something else, or holds something else.
+        TypeError: The field is not a list, or an item is not a string.
         ValueError: The list or one of its strings is empty.
     """
     value = getattr(config, name)
@@ -120,14 +120,14 @@ def check_names(config: DataclassInstance, name: str) -> None:
 
 
 def check_list_of_names(name: str, value: object) -> None:
-    """Require that a value is a list of strings, none of them empty, and at least one.
+    """Require that a value is a list of at least one string, none of them empty.
 
     Args:
-        name: The field, or a place in it, for the message.
-        value: What was given for it.
+        name: The name of the field or of an item in it, for the message.
+        value: The value.
 
     Raises:
-        TypeError: The value is no list, tuple or other sequence, or holds something else than strings.
+        TypeError: The value is not a list, tuple or other sequence, or an item is not a string.
         ValueError: The list or one of its strings is empty.
     """
     check_each_name(name, listed(name, value, "a list of names, or None"))
@@ -146,7 +146,7 @@ def as_dict(config: DataclassInstance) -> dict[str, Any]:
 
 
 def brief(config: DataclassInstance) -> str:
-    """Print a configuration with the fields that are not at their defaults; all of them would drown a message.
+    """Return a configuration as text, without the fields that are at their defaults: messages stay short.
 
     Args:
         config: The configuration.
@@ -154,8 +154,8 @@ def brief(config: DataclassInstance) -> str:
     Returns:
         The text, such as `PipelineConfig(pp_schedule='gpipe')`.
     """
-    told = (f"{item.name}={getattr(config, item.name)!r}" for item in fields(config) if _is_set(config, item))
-    return f"{type(config).__name__}({', '.join(told)})"
+    shown = (f"{item.name}={getattr(config, item.name)!r}" for item in fields(config) if _is_set(config, item))
+    return f"{type(config).__name__}({', '.join(shown)})"
 
 
 def _is_set(config: DataclassInstance, item: Field[Any]) -> bool:
@@ -167,16 +167,16 @@ def from_dict(kind: type[_Config], argument: str, values: Mapping[Any, Any]) -> 
 
     Args:
         kind: The configuration's class.
-        argument: What the dict is called in messages.
-        values: Fields by name; what is left out has its default.
+        argument: The name of the dict in messages.
+        values: Fields by name; a field that is left out has its default.
 
     Returns:
         The configuration.
 
     Raises:
-        ValueError: A key is no field; the message has the nearest field and the list of all. Or a field refuses its
-            value.
-        TypeError: A field refuses the type of its value.
+        ValueError: A key is not a field; the message has the most similar field and the list of all. Or a value is not
+            valid for its field.
+        TypeError: A value has the wrong type for its field.
     """
     known = [field.name for field in fields(kind)]
     unknown = [key for key in values if key not in known]
@@ -187,12 +187,12 @@ def from_dict(kind: type[_Config], argument: str, values: Mapping[Any, Any]) -> 
 
 
 def one_of_names(choices: Iterable[object]) -> str:
-    """Print choices as Python writes them, separated by commas.
+    """Return choices as a list in text: the `repr` of each, separated by commas.
 
     Args:
         choices: The valid values.
 
     Returns:
-        The list, such as `'full', 'selective'`.
+        The text, such as `'full', 'selective'`.
     """
     return ", ".join(map(repr, choices))

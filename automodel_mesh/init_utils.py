@@ -1,4 +1,4 @@
-"""The beginning and the end of a rank: its process group, its device, its place in the world, and a clean exit."""
+"""Initialise and shut down torch.distributed: the rank and device of a process, its default process group, its exit."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LAUNCHER_VARIABLES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets for each process that it starts."""
+"""The environment variables that torchrun sets for each process that it starts."""
 
 EXIT_SECONDS: Final = 5.0
-"""How long, at most, the end of the interpreter waits for a world to shut down."""
+"""How long the interpreter waits at its exit, at most, for the process groups to shut down."""
 
 _BACKENDS: Final = {
     "gloo": frozenset({"gloo"}),
@@ -44,21 +44,21 @@ _BACKENDS: Final = {
     "cpu:gloo,cuda:nccl": frozenset({"gloo", "nccl"}),
     "cuda:nccl,cpu:gloo": frozenset({"gloo", "nccl"}),
 }
-_A_YEAR: Final = 60.0 * 24 * 365
+_A_YEAR: Final = 60.0 * 24 * 365  # in minutes
 
 
 @dataclass(frozen=True)
 class DistInfo:
-    """Who this process is among the ranks of a run.
+    """The rank and the device of this process, and the number of ranks.
 
     Attributes:
         backend: The backend that was asked for, such as `"nccl"`.
-        rank: Number of this process in the world, from 0 to `world_size - 1`.
-        world_size: Number of processes, at least 1.
-        local_rank: Number of this process on its machine, from 0 to `local_world_size - 1`.
-        local_world_size: Number of processes on this machine, at least 1.
+        rank: The rank of this process, from 0 to `world_size - 1`.
+        world_size: Number of ranks, at least 1.
+        local_rank: The rank of this process among those on its machine, from 0 to `local_world_size - 1`.
+        local_world_size: Number of ranks on this machine, at least 1.
         device: The device to compute on: `cuda:<local_rank>` with NCCL, else `cpu`.
-        is_main: Whether this is rank 0, which logs and saves for all.
+        is_main: Whether this is rank 0, which usually logs and saves.
     """
 
     backend: str
@@ -70,8 +70,8 @@ class DistInfo:
     is_main: bool
 
 
-class _Place(NamedTuple):
-    """A process among its peers."""
+class _RankInfo(NamedTuple):
+    """The rank of a process and the number of ranks, in the world and on its machine."""
 
     rank: int
     world_size: int
@@ -80,45 +80,45 @@ class _Place(NamedTuple):
 
 
 def initialize_distributed(backend: str, timeout_minutes: float = 10.0) -> DistInfo:
-    """Make this process a rank: choose its device, and create the default process group.
+    """Initialise torch.distributed in this process: select its device, and create the default process group.
 
-    Under torchrun, or any launcher that sets `LAUNCHER_VARIABLES`, the ranks meet at `MASTER_ADDR:MASTER_PORT`.
-    Without any of these variables the process is a world of its own, which opens no port for others to meet at.
-    Where `torch.distributed` is initialised already, that world and its device stay as they are, `timeout_minutes` has
-    no effect, and the local rank and local world size are what the environment says, else 0 and 1.
+    Under torchrun, or any launcher that sets `LAUNCHER_VARIABLES`, the ranks connect at `MASTER_ADDR:MASTER_PORT`.
+    If none of these variables is set, the world is this process alone, and no port is opened. If `torch.distributed` is
+    initialised already, its process group and device are not changed, `timeout_minutes` has no effect, and the local
+    rank and local world size are read from the environment, else 0 and 1.
 
-    The end of the interpreter (also by an exception, `sys.exit` or Ctrl+C) shuts the world down, if it is one that this
-    function made, and if the program has not done so itself. Where all collectives are over, this takes milliseconds
-    and waits for no other rank. Collectives that this rank has started and not waited for get `EXIT_SECONDS` (none, in
-    a group that the program still refers to); then the process ends without them, be the other ranks dead, late or
-    stuck.
+    When the interpreter exits (also by an exception, `sys.exit` or Ctrl+C), the process groups are destroyed, if this
+    function created the default group and the program has not destroyed it itself. If all collectives are finished,
+    this takes milliseconds and waits for no other rank. Collectives that this rank has started and not waited for have
+    `EXIT_SECONDS` to finish (no time, in a group that the program still refers to); then the process exits without
+    them, even if other ranks are dead, late or stuck.
 
-    SIGTERM keeps its meaning. Its default action ends the process at once, in whatever it waits, and the system closes
-    its connections, so that the other ranks' gloo collectives fail instead of waiting. A handler of Python's could not
-    do that: it runs when a collective has returned, and where each rank waits for another, none returns until torchrun
-    kills them after 30 s. A handler that the program installs, before or after this call, is kept and called as
-    always; one that leaves by `sys.exit` gets the shutdown described above.
+    SIGTERM is not handled. Its default action ends the process at once, even while it waits, and the system closes its
+    connections, so that the other ranks' gloo collectives fail instead of waiting. A signal handler in Python could not
+    do that: it runs only after the current collective has returned, and if each rank waits for another, none returns
+    until torchrun kills them after 30 s. A handler that the program installs, before or after this call, is kept and
+    called as usual; if it calls `sys.exit`, the shutdown described above follows.
 
     Args:
         backend: `"gloo"` to compute on CPUs; `"nccl"` to compute on GPUs; `"cpu:gloo,cuda:nccl"` to compute on GPUs
             and have collectives for tensors on the CPU as well.
-        timeout_minutes: How long the ranks wait for each other, here and in each collective, in minutes; more than 0
-            and at most a year. The default is torch's own for NCCL.
+        timeout_minutes: How long ranks wait for each other, in this call and in each collective, in minutes; more than
+            0 and at most a year. The default is torch's own for NCCL.
 
     Returns:
-        Who this process is.
+        The rank and the device of this process, and the number of ranks.
 
     Raises:
         TypeError: `backend` is not a str, or `timeout_minutes` is not a number.
         ValueError: An argument has another value than listed; the environment has some of the launcher's variables and
-            lacks others, or one of them is malformed or contradicts another; or the world that there is already lacks a
-            backend asked for.
-        RuntimeError: NCCL is asked for where this torch has none or sees no GPU, or there are fewer GPUs than local
-            ranks; torch is built without gloo; or the ranks did not meet in time (torch's own error).
+            lacks others, or one of them is malformed or contradicts another; or the existing process group lacks
+            a requested backend.
+        RuntimeError: NCCL is requested, but this torch is built without it or sees no GPU, or there are fewer GPUs than
+            local ranks; torch is built without gloo; or the ranks did not connect in time (torch's own error).
 
     Torch releases:
-        The same on all. Without this function a rank of torch 2.6 to 2.13 that ends with a collective under way stays
-        until the other ranks have come to it, or the timeout is over.
+        The same on all. Without this function, a rank of torch 2.6 to 2.13 that exits during a collective waits until
+        the other ranks have joined it, or until the timeout.
 
     Source:
         `torch.distributed.init_process_group`; the variables are those of torchrun.
@@ -126,17 +126,17 @@ def initialize_distributed(backend: str, timeout_minutes: float = 10.0) -> DistI
     names = _backend_names(backend)
     timeout = _timeout(timeout_minutes)
     if dist.is_initialized():
-        return _join_existing(backend, names)
+        return _describe_existing_world(backend, names)
     launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
-    place = _launched_place() if launched else _Place(0, 1, 0, 1)
+    info = _read_rank_info() if launched else _RankInfo(0, 1, 0, 1)
     _require_backends(backend, names)
-    device = _choose_device(names, place.local_rank)
-    # A store in this process's memory meets no other process. It is documented; torch's stubs forget to export it.
+    device = _select_device(names, info.local_rank)
+    # A store in the memory of this process, which opens no port. It is documented; torch's stubs do not export it.
     store = None if launched else dist.HashStore()  # type: ignore[attr-defined]
-    dist.init_process_group(backend, timeout=timeout, rank=place.rank, world_size=place.world_size, store=store)
-    _keeper_of(os.getpid()).keep(device)
-    logger.info("rank %d of %d: %s on %s", place.rank, place.world_size, backend, device)
-    return DistInfo(backend, *place, device, is_main=place.rank == 0)
+    dist.init_process_group(backend, timeout=timeout, rank=info.rank, world_size=info.world_size, store=store)
+    _shutdown_of_process(os.getpid()).register_world(device)
+    logger.info("rank %d of %d: %s on %s", info.rank, info.world_size, backend, device)
+    return DistInfo(backend, *info, device, is_main=info.rank == 0)
 
 
 def get_rank_safe() -> int:
@@ -164,7 +164,7 @@ def get_world_size_safe() -> int:
 
 
 def get_local_rank_preinit() -> int:
-    """Return this process's number on its machine, which no process group is needed for.
+    """Return the rank of this process among those on its machine; no process group is needed.
 
     Returns:
         The environment's `LOCAL_RANK`, else 0.
@@ -176,7 +176,7 @@ def get_local_rank_preinit() -> int:
 
 
 def get_local_world_size_preinit() -> int:
-    """Return the number of processes on this machine, which no process group is needed for.
+    """Return the number of ranks on this machine; no process group is needed.
 
     Returns:
         The environment's `LOCAL_WORLD_SIZE`, else 1.
@@ -224,8 +224,8 @@ def _read(name: str, default: int, *, least: int = 0) -> int:
     return int(text)
 
 
-def _launched_place() -> _Place:
-    """Read where a launcher has put this process."""
+def _read_rank_info() -> _RankInfo:
+    """Read what a launcher has set, and check that it is complete and consistent."""
     missing = [name for name in LAUNCHER_VARIABLES if not os.environ.get(name)]
     if missing:
         there = [name for name in LAUNCHER_VARIABLES if name not in missing]
@@ -234,16 +234,16 @@ def _launched_place() -> _Place:
             "program with torchrun, which sets all of them, or unset them all to run as one process"
         )
     _read("MASTER_PORT", 0)
-    place = _Place(
+    info = _RankInfo(
         _read("RANK", 0), _read("WORLD_SIZE", 1, least=1), _read("LOCAL_RANK", 0), _read("LOCAL_WORLD_SIZE", 1, least=1)
     )
-    _require_order("RANK", place.rank, "WORLD_SIZE", place.world_size - 1)
-    _require_order("LOCAL_RANK", place.local_rank, "LOCAL_WORLD_SIZE", place.local_world_size - 1)
-    _require_order("LOCAL_WORLD_SIZE", place.local_world_size, "WORLD_SIZE", place.world_size)
-    return place
+    _require_at_most("RANK", info.rank, "WORLD_SIZE", info.world_size - 1)
+    _require_at_most("LOCAL_RANK", info.local_rank, "LOCAL_WORLD_SIZE", info.local_world_size - 1)
+    _require_at_most("LOCAL_WORLD_SIZE", info.local_world_size, "WORLD_SIZE", info.world_size)
+    return info
 
 
-def _require_order(name: str, value: int, size_name: str, most: int) -> None:
+def _require_at_most(name: str, value: int, size_name: str, most: int) -> None:
     if value > most:
         raise ValueError(
             f"the environment contradicts itself: {name}={value} with {size_name}={os.environ[size_name]}; "
@@ -254,8 +254,8 @@ def _require_order(name: str, value: int, size_name: str, most: int) -> None:
 # --- worlds and devices
 
 
-def _join_existing(backend: str, names: frozenset[str]) -> DistInfo:
-    """Describe the world that somebody else has made, or an earlier call."""
+def _describe_existing_world(backend: str, names: frozenset[str]) -> DistInfo:
+    """Describe a process group that exists already, made by an earlier call or by other code."""
     config = dist.get_backend_config()  # such as "cpu:gloo,cuda:gloo"
     there = {pair.rpartition(":")[2] for pair in config.split(",")}
     if any(name.startswith("nccl") for name in there):
@@ -267,9 +267,9 @@ def _join_existing(backend: str, names: frozenset[str]) -> DistInfo:
         )
     device = torch.device("cuda", torch.cuda.current_device()) if "nccl" in names else torch.device("cpu")
     rank = dist.get_rank()
-    place = _Place(rank, dist.get_world_size(), get_local_rank_preinit(), get_local_world_size_preinit())
-    logger.info("torch.distributed is initialised already, with %s: rank %d of %d", config, rank, place.world_size)
-    return DistInfo(backend, *place, device, is_main=rank == 0)
+    info = _RankInfo(rank, dist.get_world_size(), get_local_rank_preinit(), get_local_world_size_preinit())
+    logger.info("torch.distributed is initialised already, with %s: rank %d of %d", config, rank, info.world_size)
+    return DistInfo(backend, *info, device, is_main=rank == 0)
 
 
 def _require_backends(backend: str, names: frozenset[str]) -> None:
@@ -286,8 +286,8 @@ def _require_backends(backend: str, names: frozenset[str]) -> None:
     raise RuntimeError(f"backend={backend!r} needs NCCL, and {why}: ask for backend='gloo' to compute on the CPU")
 
 
-def _choose_device(names: frozenset[str], local_rank: int) -> torch.device:
-    """Return the rank's device; a GPU becomes the current one, which NCCL and torch's own calls go by."""
+def _select_device(names: frozenset[str], local_rank: int) -> torch.device:
+    """Return the rank's device; a GPU is also made the current device, which NCCL and torch use by default."""
     if "nccl" not in names:
         return torch.device("cpu")
     gpus = torch.cuda.device_count()
@@ -302,39 +302,39 @@ def _choose_device(names: frozenset[str], local_rank: int) -> torch.device:
     return device
 
 
-# --- the end
+# --- shutdown
 
 
-class _Keeper:
-    """Shuts down the world of `initialize_distributed` when the interpreter ends, in a thread of its own.
+class _WorldShutdown:
+    """Destroys the process groups of `initialize_distributed` when the interpreter exits, in a thread of its own.
 
-    The thread does two things that the main thread cannot. It may be left behind, should a backend not come to an end.
-    And it holds the backends of groups that the program holds until the process is gone: a reference anywhere else is
-    dropped before, and who drops the last one waits for the collectives under way. It starts with the world, because
-    Python 3.12 and newer start no thread at the end.
+    A thread, for two reasons. If a backend does not shut down, the process can exit without it. And the thread holds a
+    reference to the backends of groups that the program still refers to until the process is gone: any other reference
+    is dropped earlier, and dropping the last one waits for the collectives in progress. The thread is started together
+    with the process group, because Python 3.12 and newer start no thread at exit.
     """
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._made: weakref.ref[ProcessGroup] | None = None
+        self._world: weakref.ref[ProcessGroup] | None = None
         self._device = torch.device("cpu")
-        self._asked = threading.Event()
-        self._ended = threading.Event()
-        threading.Thread(target=self._wait_and_end, name="automodel-mesh-exit", daemon=True).start()
+        self._requested = threading.Event()
+        self._finished = threading.Event()
+        threading.Thread(target=self._wait_and_shut_down, name="automodel-mesh-exit", daemon=True).start()
         atexit.register(self._at_exit)
 
-    def keep(self, device: torch.device) -> None:
-        """Take charge of the world that has just been made; an earlier one is gone."""
+    def register_world(self, device: torch.device) -> None:
+        """Register the default group that was just created, to be destroyed at exit; it replaces an earlier one."""
         world = dist.group.WORLD
-        self._made = None if world is None else weakref.ref(world)
+        self._world = None if world is None else weakref.ref(world)
         self._device = device
 
     def _at_exit(self) -> None:
-        # A forked child has the handler, but neither the thread nor a world that it could use.
+        # A forked child inherits this handler, but neither the thread nor a usable process group.
         if os.getpid() != self._pid or not self._has_world():
             return
-        self._asked.set()
-        if not self._ended.wait(EXIT_SECONDS):
+        self._requested.set()
+        if not self._finished.wait(EXIT_SECONDS):
             logger.warning(
                 "the process group did not shut down within %g s: is a collective under way, and another rank dead or "
                 "late? The process ends without it",
@@ -342,28 +342,28 @@ class _Keeper:
             )
 
     def _has_world(self) -> bool:
-        """Tell whether the world made here is still the current one; no reference to it may outlive this."""
-        return self._made is not None and self._made() is not None and self._made() is dist.group.WORLD
+        """Return whether the registered group is still the default one; no reference to it may outlive this call."""
+        return self._world is not None and self._world() is not None and self._world() is dist.group.WORLD
 
-    def _wait_and_end(self) -> None:
-        self._asked.wait()
+    def _wait_and_shut_down(self) -> None:
+        self._requested.wait()
         try:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)  # each thread has a current device of its own
-            _hold_for_ever(self._ended, end_world())
+            _signal_and_hold(self._finished, end_world())
         except RuntimeError as error:
             logger.warning("the process group did not shut down cleanly: %s", error)
         finally:
-            self._ended.set()
+            self._finished.set()
 
 
-def _hold_for_ever(ended: threading.Event, _kept: object) -> None:
-    """Say that the end has come, and keep what was given until the process is gone."""
-    ended.set()
+def _signal_and_hold(finished: threading.Event, _held: object) -> None:
+    """Signal that the shutdown is finished, and hold a reference to an object until the process is gone."""
+    finished.set()
     threading.Event().wait()
 
 
 @functools.cache
-def _keeper_of(_pid: int) -> _Keeper:
-    """Make the one keeper of a process; a fork inherits its parent's without the thread, and makes its own."""
-    return _Keeper()
+def _shutdown_of_process(_pid: int) -> _WorldShutdown:
+    """Return the shutdown of a process, created once; a forked child creates another, as it inherits no thread."""
+    return _WorldShutdown()

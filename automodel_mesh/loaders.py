@@ -56,11 +56,11 @@ RETIRED_KEYWORDS: Final[Mapping[str, str]] = MappingProxyType({**_MOVED, **_SIZE
 def resolve_distributed_setup(
     distributed_setup: DistributedSetup | None = None, device_mesh: DeviceMesh | None = None, **kwargs: Any
 ) -> tuple[DistributedSetup | None, dict[str, Any]]:
-    """Return the setup that a loader's keywords describe, and the other keywords.
+    """Return the setup that a loader's keywords specify, and the other keywords.
 
     Args:
         distributed_setup: the setup.
-        device_mesh: instead of a setup, a plain mesh with axes named as in `MeshAxisName`, without settings.
+        device_mesh: instead of a setup, a mesh without settings; its axes have names of `MeshAxisName`.
         **kwargs: the loader's other keywords.
 
     Returns:
@@ -69,7 +69,7 @@ def resolve_distributed_setup(
     Raises:
         TypeError: a keyword of `RETIRED_KEYWORDS`, even if `None`; the message says what to pass instead. Or
             `distributed_setup` or `device_mesh` has the wrong type.
-        ValueError: both `distributed_setup` and `device_mesh`; or the mesh has no names, or one that is not known.
+        ValueError: both `distributed_setup` and `device_mesh`; or the mesh has no axis names, or an unknown one.
     """
     _refuse_retired(kwargs)
     _check_type("distributed_setup", distributed_setup, DistributedSetup)
@@ -98,8 +98,8 @@ def accepts_distributed_setup(loader: _Loader) -> _Loader:
         A call raises what `resolve_distributed_setup` raises.
 
     Raises:
-        TypeError: `loader` is none of these; it does not take `distributed_setup` by keyword alone; or it has a
-            parameter `device_mesh` or one named in `RETIRED_KEYWORDS`, which it would never get.
+        TypeError: `loader` has another type; it does not take `distributed_setup` by keyword alone; or it has a
+            parameter `device_mesh` or one named in `RETIRED_KEYWORDS`, which is never passed to it.
     """
     if isinstance(loader, (classmethod, staticmethod)):
         return cast("_Loader", type(loader)(accepts_distributed_setup(loader.__func__)))
@@ -118,7 +118,7 @@ def accepts_distributed_setup(loader: _Loader) -> _Loader:
 
 
 def _refuse_retired(kwargs: Mapping[str, Any]) -> None:
-    """Refuse the keywords of earlier versions, all in one message."""
+    """Refuse the keywords of earlier versions; one message lists all that were passed."""
     found = [name for name in RETIRED_KEYWORDS if name in kwargs]
     if not found:
         return
@@ -130,16 +130,16 @@ def _refuse_retired(kwargs: Mapping[str, Any]) -> None:
 
 
 def _shown(value: object) -> str:
-    """Print a value for the message, unless it is long, as a mesh or a configuration is."""
+    """Return a value as text for the message, or `...` for one that may be long, such as a mesh or a configuration."""
     return repr(value) if isinstance(value, (bool, int, str)) else "..."
 
 
 def _check_type(name: str, value: object, kind: type) -> None:
-    """Refuse what is neither `None` nor of a class; if the other keyword takes it, the message says so."""
+    """Require `None` or an instance of a class; if the other keyword accepts the value, the message says so."""
     if value is None or isinstance(value, kind):
         return
-    homes = {DistributedSetup: "distributed_setup", DeviceMesh: "device_mesh"}
-    other = next((home for known, home in homes.items() if isinstance(value, known)), None)
+    keywords = {DistributedSetup: "distributed_setup", DeviceMesh: "device_mesh"}
+    other = next((keyword for known, keyword in keywords.items() if isinstance(value, known)), None)
     hint = "" if other is None else f"; what was given belongs into {other}="
     raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give a {kind.__name__} or None{hint}")
 
@@ -148,10 +148,10 @@ def _extended_signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature that callers see, after a check that the function can be decorated."""
     signature = inspect.signature(function)
     parameters = dict(signature.parameters)
-    never = [name for name in ("device_mesh", *RETIRED_KEYWORDS) if name in parameters]
-    if never:
+    retired = [name for name in ("device_mesh", *RETIRED_KEYWORDS) if name in parameters]
+    if retired:
         raise TypeError(
-            f"{function.__qualname__} has the parameters {never}, which it would never get: take them out, "
+            f"{function.__qualname__} has the parameters {retired}, which it would never get: take them out, "
             "distributed_setup has what they meant"
         )
     rest = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]

@@ -1,4 +1,4 @@
-"""Creating a root mesh."""
+"""`init_device_mesh`: creates a root mesh."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def init_device_mesh(
     ranks: Sequence[int] | None = None,
     timeout: timedelta | None = None,
 ) -> DeviceMesh:
-    """Build a root mesh over the first ranks of the world, or over chosen ones.
+    """Create a root mesh over the first ranks of the world, or over given ones.
 
-    Called on every rank of the world, with the same arguments. The default process group is initialised from the
-    environment if there is none, and an accelerator that was not selected yet is selected (`LOCAL_RANK`, else the
-    rank modulo the number of devices).
+    Call it on every rank of the world, with the same arguments. The default process group is initialised from the
+    environment if there is none, and if the accelerator of this process is not initialised yet, its device is set
+    (`LOCAL_RANK`, else the rank modulo the number of devices).
 
-    Each distinct set of ranks gets one process group: the whole world uses the default group, all axes of size 1
-    share one group of a single rank, and nothing is made for a set that has its group.
+    Each distinct set of ranks has one process group: an axis over the whole world uses the default group, all axes of
+    size 1 share one group of a single rank, and a group that exists for a set of ranks is used again.
 
     Args:
         device_type: `"cpu"`, `"cuda"` or another device type of torch, without an index.
@@ -55,19 +55,20 @@ def init_device_mesh(
         backend_override: for an axis, by index or name: a backend, its options, or both as a pair. An axis with an
             override gets groups of its own. The mapping is not changed (torch empties it).
         ranks: the global ranks of the mesh in row-major order, ascending; by default 0, 1, 2 and so on.
-        timeout: the timeout of every group made for the mesh and what is derived from it; by default that of the
-            backend. The default group keeps its own, so with a timeout an axis over the whole world gets a group.
+        timeout: the timeout of every group made for the mesh and the meshes derived from it; by default that of the
+            backend. The timeout of the default group does not change, so with a timeout an axis over the whole world
+            gets a group of its own.
 
     Returns:
         The mesh. On a rank outside of it, a mesh whose coordinate is `None`.
 
     Raises:
-        ValueError: sizes, names, ranks or override do not fit together, or the mesh is larger than the world.
+        ValueError: sizes, names, ranks and override contradict each other, or the mesh is larger than the world.
         TypeError: a size that is not an integer, a name that is not a string.
 
     Torch releases:
-        2.6 - 2.8 have no `backend_override`, and every release makes a group for each axis, those of one rank
-        included; here all releases behave as described.
+        2.6 - 2.8 have no `backend_override`, and on every release torch makes a group for each axis, even of one rank;
+        here all releases behave as described.
 
     Source:
         `torch.distributed.device_mesh.init_device_mesh`.

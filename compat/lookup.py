@@ -1,4 +1,4 @@
-"""Looking things up: the root, the flattened axes, a process group, a coordinate."""
+"""Lookups on a mesh: its root, the flattened axes of its family, a process group, the coordinate of this rank."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def get_root_mesh(mesh: DeviceMesh) -> DeviceMesh:
         mesh: any mesh: a root, a slice, a slice of a slice, a flattened, unflattened or concatenated mesh.
 
     Returns:
-        The root itself, the identical object, in any thread; a root returns itself.
+        The root: the identical object, in any thread. For a root, the mesh itself.
 
     Raises:
-        TypeError: `mesh` is no `DeviceMesh`.
+        TypeError: `mesh` is not a `DeviceMesh`.
 
     Torch releases:
         2.6 - 2.9 find the root of a mesh that is equal to this one, in the thread that made it; on 2.9 the root of a
-        slice of a slice is its immediate parent. Here all releases behave as described, except for slices that torch
-        made before this package was imported: below 2.10 those are still found by equality.
+        slice of a slice is its immediate parent. Here all releases behave as described, except that below 2.10 the root
+        of a slice that torch made before this package was imported is still found by equality.
 
     Source:
         `torch.distributed.device_mesh.DeviceMesh._get_root_mesh`.
@@ -47,10 +47,10 @@ def flattened_meshes(mesh: DeviceMesh) -> Mapping[str, DeviceMesh]:
         mesh: any mesh.
 
     Returns:
-        A read-only view, name -> 1-D mesh, in the order they were made; it follows what is flattened later.
+        A read-only view, name -> 1-D mesh, in the order in which they were made; it includes axes flattened later.
 
     Raises:
-        TypeError: `mesh` is no `DeviceMesh`.
+        TypeError: `mesh` is not a `DeviceMesh`.
 
     Torch releases:
         kept in the module's registry up to 2.9, on the root from 2.10 on.
@@ -73,10 +73,10 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
         The group this rank belongs to; its ranks are those the mesh shows along the axis.
 
     Raises:
-        UnknownAxisError: (a `KeyError`) no axis of that name; the message lists those there are.
-        ValueError: an index out of range, or `None` for a mesh of several axes.
+        UnknownAxisError: (a `KeyError`) there is no axis of that name; the message lists the axes.
+        ValueError: an index out of range, or `None` for a mesh with several axes.
         RankNotInMeshError: this rank is outside the mesh.
-        ProcessGroupDestroyedError: the group, or the world of the mesh, is gone.
+        ProcessGroupDestroyedError: the group was destroyed, or the default process group that the mesh was made with.
 
     Torch releases:
         a rank outside the mesh gets a bare `IndexError`, a destroyed group a `TypeError` on 2.6 and 2.7. Here all
@@ -106,10 +106,10 @@ def get_coordinate(mesh: DeviceMesh) -> tuple[int, ...] | None:
         mesh: any mesh.
 
     Returns:
-        One index for each axis, always as a tuple; `None` where this rank is outside the mesh.
+        A tuple with one index for each axis; `None` if this rank is outside the mesh.
 
     Raises:
-        TypeError: `mesh` is no `DeviceMesh`.
+        TypeError: `mesh` is not a `DeviceMesh`.
 
     Torch releases:
         a list up to 2.10, a tuple from 2.11 on.
@@ -122,13 +122,13 @@ def get_coordinate(mesh: DeviceMesh) -> tuple[int, ...] | None:
 
 
 def reset_mesh_registry() -> bool:
-    """Forget all meshes of this process; meant for tests that run one after the other in one process.
+    """Clear torch's registry of meshes; meant for tests that run one after the other in one process.
 
     Returns:
-        `True` where there is a registry to forget (2.6 - 2.9), `False` where torch keeps nothing beside the meshes
-        themselves and there is nothing to do (2.10 and newer).
+        `True` if there is a registry (2.6 - 2.9); `False` if torch stores everything on the meshes themselves, so that
+        there is nothing to clear (2.10 and newer).
 
     Torch releases:
-        2.6 - 2.9: derived meshes that torch itself made are roots of their own afterwards.
+        2.6 - 2.9: afterwards a derived mesh that torch itself made is its own root.
     """
     return era.forget_meshes()

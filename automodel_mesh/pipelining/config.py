@@ -43,7 +43,7 @@ class PipelineConfig:
 
     Raises:
         TypeError: a field has a value of the wrong type.
-        ValueError: a field has a value that is not valid; the message says what would be.
+        ValueError: a field has a value that is not valid; the message lists the valid ones.
     """
 
     pp_schedule: str | None = "1f1b"
@@ -53,10 +53,10 @@ class PipelineConfig:
     """A file with the schedule as a table, one row for each rank, instead of `pp_schedule`. By default `None`."""
 
     pp_microbatch_size: int = 1
-    """Samples in a micro-batch, at least 1; divides `pp_batch_size`. By default 1."""
+    """Samples in a micro-batch, at least 1 and a divisor of `pp_batch_size`. By default 1."""
 
     pp_batch_size: int = 1
-    """Samples of one rank in one training step, at least 1. By default 1."""
+    """Samples that a rank processes in one training step, at least 1. By default 1."""
 
     layers_per_stage: int | None = None
     """Layers in a stage, at least 1. By default `None`: the number that makes one stage for each pipeline rank, or two

@@ -1,7 +1,7 @@
 """`Topology`: a grid of ranks with its axes, the axes derived by folding them, and the groups of each, without torch.
 
-The ranks are in row-major order, the last axis varying fastest, as `init_device_mesh` lays them out. Nothing here lists
-the world: see `layouts.py`.
+The ranks are in row-major order, the last axis varying fastest, as in `init_device_mesh`. No function here makes a list
+of all ranks: see `layouts.py`.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ class CoincidentAxes(NamedTuple):
 
 @dataclass(frozen=True, init=False)
 class Topology:
-    """One grid of ranks: its axes, their sizes, the axes derived by folding them, every group's ranks.
+    """One grid of ranks: its axes, their sizes, the axes derived by folding them, and the ranks of every group.
 
     Args:
         axes: Names of the native axes, outermost first.
         shape: Their sizes, each at least 1.
         derived: Derived axis name to the native axes it folds, which are listed in the order of `axes`.
         ranks: Global ranks in the order of the grid, strictly ascending, as many as the product of `shape`;
-            `None` for 0, 1, 2, and so on. Afterwards a `range` where evenly spaced, else a tuple.
+            `None` for 0, 1, 2, and so on. The attribute is a `range` if they are evenly spaced, else a tuple.
 
     Raises:
         TypeError: A name is not a string, a size or rank is not an int.
-        ValueError: No axes, another number of sizes than axes, a name used twice, a size below 1, a derived
-            axis of unknown, repeated, disordered or no axes, or ranks that `check_ranks` refuses or that do
+        ValueError: No axes, not as many sizes as axes, a name used twice, a size below 1, a derived
+            axis of unknown, repeated, disordered or no axes, or ranks that `checked_ranks` refuses or that do
             not fill `shape`.
     """
 
     axes: tuple[str, ...]
     shape: tuple[int, ...]
-    # A mapping has no hash; topologies that differ in derived axes alone are still unequal.
+    # A mapping has no hash; topologies that differ only in derived axes are unequal all the same.
     derived: Mapping[str, tuple[str, ...]] = field(hash=False)
     ranks: Sequence[int]
 
-    # Written out because the arguments are looser than the fields: any sequences, and None for every rank.
+    # Not generated, because the arguments have wider types than the fields: any sequences, and None for all ranks.
     def __init__(
         self,
         axes: Sequence[str],
@@ -74,18 +74,18 @@ class Topology:
             raise MeshArgumentError(
                 f"ranks has {len(ranks)} entries, but shape={shape} needs {total}: give one rank for each position"
             )
-        # The class is frozen, so its own constructor has to go round its lock.
+        # The class is frozen, so attributes are set by way of object.
         object.__setattr__(self, "axes", axes)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "derived", MappingProxyType(folds))
         object.__setattr__(self, "ranks", ranks)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        # A mapping proxy can be neither pickled nor deep-copied, so go through the constructor.
+        # A mapping proxy can be neither pickled nor deep-copied, so the constructor is called again.
         return type(self), (self.axes, self.shape, dict(self.derived), self.ranks)
 
     def __contains__(self, rank: object) -> bool:
-        """Tell whether a global rank takes part in this topology."""
+        """Return whether a global rank is in this topology."""
         if not is_int(rank):
             return False
         if isinstance(self.ranks, range):
@@ -115,12 +115,11 @@ class Topology:
         return prod(self.shape[self.axes.index(source)] for source in self._sources(axis))
 
     def layout(self, axis: str) -> Layout:
-        """Return the places of an axis's groups as (size, stride) pairs.
+        """Return the positions of an axis's groups as (size, stride) pairs.
 
-        Equal groups have one form: two axes of topologies over the same ranks have the same groups exactly
-        when their layouts are equal, and no group in common when they are not (a group's first place and its
-        distances, smallest stride first, give back the layout). `()`: each rank is alone;
-        `((total, 1),)`: all ranks are in one group.
+        Two axes of topologies over the same ranks have the same groups if their layouts are equal, and no group in
+        common if not (a group's first position and the steps between its ranks determine the layout). `()`: each rank
+        is alone in its group; `((total, 1),)`: all ranks are in one group.
 
         Args:
             axis: A native or derived axis.
@@ -144,17 +143,17 @@ class Topology:
         return self.total // self.size(axis)
 
     def coordinate(self, rank: int) -> tuple[int, ...]:
-        """Return the place of a rank along each native axis.
+        """Return the index of a rank along each native axis.
 
         Args:
-            rank: A global rank of this topology; ask `rank in topology` first where it may not be one.
+            rank: A global rank of this topology; check `rank in topology` first if it may not be one.
 
         Returns:
             One index per axis of `axes`, each from 0 up to the axis's size.
 
         Raises:
             TypeError: `rank` is not an int.
-            ValueError: `rank` does not take part in this topology.
+            ValueError: `rank` is not in this topology.
         """
         position = self._position(rank)
         indices: list[int] = []
@@ -176,15 +175,15 @@ class Topology:
         Raises:
             KeyError: There is no such axis.
             TypeError: `rank` is not an int.
-            ValueError: `rank` does not take part in this topology.
+            ValueError: `rank` is not in this topology.
         """
         return group_at(self.layout(axis), self._position(rank), self.ranks)
 
     def groups(self, axis: str) -> Iterator[tuple[int, ...]]:
         """Yield every group of an axis, one at a time.
 
-        The order is that of each group's lowest rank, so it is the same on every rank, as creating process
-        groups requires.
+        The order is that of each group's lowest rank. It is the same on every rank, as required for creating process
+        groups.
 
         Args:
             axis: A native or derived axis.
@@ -194,7 +193,7 @@ class Topology:
             one.
 
         Raises:
-            KeyError: There is no such axis; raised by the call, not by the first step.
+            KeyError: There is no such axis; raised by the call, not by the first iteration.
         """
         return groups(self.layout(axis), self.ranks)
 
@@ -215,8 +214,8 @@ class Topology:
     def distinct_groups_per_rank(self) -> int:
         """Return how many different groups of more than one rank each rank belongs to, over all axes.
 
-        It is the same number for every rank, and the number of communicators a rank needs, beside a
-        single-rank one.
+        It is the same number for every rank: the number of communicators that a rank needs, apart from one of a
+        single rank.
         """
         return distinct_groups_per_rank(self)
 
@@ -238,7 +237,7 @@ class Topology:
             raise MeshArgumentError(
                 f"rank={rank} does not take part in this topology: its ranks are {shown}; give one of these"
             )
-        # range.index needs no search; a tuple's would be linear.
+        # range.index computes the position; tuple.index would search the whole tuple.
         return self.ranks.index(rank) if isinstance(self.ranks, range) else bisect_left(self.ranks, rank)
 
 
@@ -258,10 +257,10 @@ def _checked_fold(axes: tuple[str, ...], derived: str, folded: Sequence[str]) ->
 
 
 def shared_layouts(*topologies: Topology) -> dict[Layout, tuple[tuple[Topology, str], ...]]:
-    """Group the axes of topologies over the same ranks by the groups they have in common.
+    """Collect the axes of topologies over the same ranks that have the same groups.
 
-    Each entry is one set of process groups to create, whatever number of axes uses it: create
-    `topology.groups(axis)` of any one of its uses.
+    Each entry is one set of process groups to create, however many axes use it: those of
+    `topology.groups(axis)` for any of its (topology, axis) pairs.
 
     Args:
         topologies: One or more topologies with equal `ranks`, such as a root and its expert mesh.

@@ -1,10 +1,10 @@
 """The arithmetic of mesh axes: which ranks share a group of an axis, and how axes fold, split and overlap.
 
 An axis is described by its layout: `(size, stride)` pairs over the positions of a root mesh, outermost pair first. An
-axis that the root was built with is one pair; an axis folded from parts that are not contiguous has several. These are
+axis that the root was built with has one pair; an axis folded from axes that are not contiguous has several. These are
 the layouts of CuTe (https://docs.nvidia.com/cutlass/media/docs/cpp/cute/02_layout_algebra.html), row-major as in torch.
 
-Nothing here lists the world: a question costs time and memory in proportion to the group it is about.
+No function here makes a list of all ranks: time and memory are in proportion to the size of a group, not of the world.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import gcd, prod
 from typing import TypeAlias
 
 Layout: TypeAlias = "tuple[tuple[int, int], ...]"
-"""`(size, stride)` pairs. As `fold` returns them, layouts of one root are equal if the axes have the same groups."""
+"""`(size, stride)` pairs. Layouts of one root, as `fold` returns them, are equal if the axes have the same groups."""
 
 
 def native_layouts(shape: Sequence[int]) -> tuple[Layout, ...]:
@@ -34,7 +34,7 @@ def size_of(layout: Layout) -> int:
 
 
 def fold(layouts: Iterable[Layout]) -> Layout:
-    """Fold axes into one, in this order: no pair of size 1, and contiguous pairs merged."""
+    """Fold axes into one, in this order: pairs of size 1 are left out, and contiguous pairs are merged."""
     folded: list[tuple[int, int]] = []
     for size, stride in chain.from_iterable(layouts):
         if size == 1:
@@ -47,9 +47,9 @@ def fold(layouts: Iterable[Layout]) -> Layout:
 
 
 def split(layout: Layout, sizes: Sequence[int]) -> tuple[Layout, ...] | None:
-    """Split an axis into axes of these sizes, outermost first; `None` if a part would not be an axis.
+    """Split an axis into axes of these sizes, outermost first; `None` if a part cannot be described by a layout.
 
-    The product of `sizes` is the size of the axis. An axis folded from 2 and 3 ranks that are not contiguous, for
+    The product of `sizes` must be the size of the axis. An axis folded from 2 and 3 ranks that are not contiguous, for
     example, can be split into 2 x 3 and not into 3 x 2.
     """
     left = list(reversed(fold([layout])))  # innermost pair first: parts are cut off from the inside
@@ -73,13 +73,13 @@ def split(layout: Layout, sizes: Sequence[int]) -> tuple[Layout, ...] | None:
 
 
 def is_ascending(layout: Layout) -> bool:
-    """Tell whether the positions along an axis ascend, as the ranks of a process group do."""
+    """Return whether the positions along an axis ascend, as the ranks of a process group do."""
     strides = [stride for _, stride in fold([layout])]
     return strides == sorted(strides, reverse=True)
 
 
 def overlap(layouts: Iterable[Layout]) -> bool:
-    """Tell whether a position can be reached in two ways along these axes."""
+    """Return whether two different coordinates along these axes lead to the same position."""
     pairs = sorted(((stride, size) for size, stride in fold(layouts)), reverse=True)
     return any(outer % (inner * size) for (outer, _), (inner, size) in pairwise(pairs))
 
@@ -115,7 +115,7 @@ def groups(layout: Layout, ranks: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """
     firsts = _first_positions(layout, len(ranks))
     if len(layout) == 1 and isinstance(ranks, range):
-        # The usual case, where a group is a range itself: twice as fast, and there may be 100,000 groups.
+        # The usual case: each group is a range. It is twice as fast, and there may be 100,000 groups.
         step = layout[0][1] * ranks.step
         span = layout[0][0] * step
         return (tuple(range(rank, rank + span, step)) for rank in map(ranks.__getitem__, firsts))
@@ -126,7 +126,7 @@ def _members(layout: Layout, first: int, ranks: Sequence[int]) -> tuple[int, ...
     """Return the ranks along a layout from the first position of a group."""
     if not layout:
         return (ranks[first],)
-    # The innermost pair is one slice, which takes no step of Python for each rank.
+    # The innermost pair is one slice, so that Python does not loop over its ranks.
     *outer, (size, stride) = layout
     starts = _spread(iter((first,)), outer)
     return tuple(chain.from_iterable(ranks[start : start + size * stride : stride] for start in starts))
@@ -135,7 +135,7 @@ def _members(layout: Layout, first: int, ranks: Sequence[int]) -> tuple[int, ...
 def _first_positions(layout: Layout, total: int) -> Iterator[int]:
     """Return the first position of each group, ascending.
 
-    These are the positions that the layout leaves out: with ((2, 4),) of 16 positions, (2, 8) and (4, 1).
+    They are spread over the pairs that the layout leaves out: for ((2, 4),) of 16 positions, (2, 8) and (4, 1).
     """
     free: list[tuple[int, int]] = []
     outer = total
@@ -147,8 +147,8 @@ def _first_positions(layout: Layout, total: int) -> Iterator[int]:
 
 
 def _spread(starts: Iterator[int], pairs: Iterable[tuple[int, int]]) -> Iterator[int]:
-    """Step from every start through every position of the pairs, without holding the positions."""
-    # itertools.product would list each of its ranges first, and one of them may be the world.
+    """Yield, for each start, the positions that the pairs reach from it, without storing the positions."""
+    # itertools.product would store each of its ranges first, and one of them may have all ranks.
     for size, stride in pairs:
         if size > 1:
             starts = _step(starts, size, stride)

@@ -1,4 +1,4 @@
-"""`Strategy`: the record that describes a strategy, checked when it is made; without torch."""
+"""`Strategy`: the record of a strategy, checked when it is made; without torch."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Strategy:
     Args:
         name: The name, in messages and for `DistributedSetup.build`.
         config: The class of its configuration, or `"package.module:Class"`, which is imported when it is first needed.
-            Configurations are recognised by the name of their class, or by a class variable `strategy` with `name`.
+            A configuration is recognised by the name of its class, or by a class variable `strategy` with `name`.
         axes: The axes of the mesh, outermost first, each with a field of `sizes`, such as `"tp_size"`, or with a field
-            divided by others, such as `"dp_size / dp_replicate_size"`. The axis that comes from `dp_size` gets the
-            ranks that the other sizes leave.
+            divided by others, such as `"dp_size / dp_replicate_size"`. The size of the axis that comes from
+            `dp_size` is inferred from the number of ranks, if it is not given.
         derived: The names of derived axes, each with the axes that it folds.
         aliases: Other names.
         sizes: `ParallelismSizes`, or a subclass with more fields, each with a default.
-        expert_axes: Neighbouring axes that the expert mesh replaces by `EXPERT_MESH_AXES` if `ep_size` is above 1. By
+        expert_axes: Adjacent axes that the expert mesh replaces by `EXPERT_MESH_AXES` if `ep_size` is above 1. By
             default none: the strategy does not support `ep_size`.
         fully_shard_axes: The axes of the mesh for `fully_shard`: the axis that parameters are sharded over, after the
             axis of replicas if there is one. By default none: the strategy does not use `fully_shard`.
-        has_mesh: Whether a `MeshContext` has the mesh. If not, it has the process group of all ranks.
+        has_mesh: Whether a `MeshContext` builds the mesh. If not, it only has the process group of all ranks.
         unsupported_options: Fields of the configuration, each with the value that the strategy does not support.
 
     Raises:
@@ -102,11 +102,11 @@ class Strategy:
         return tuple(owners[part] for part in self.quotient(owners[size])) if size in owners else ()
 
     def supports(self, size: str) -> bool:
-        """Tell whether a field of `sizes` can be above 1."""
+        """Return whether a field of `sizes` can be above 1."""
         return bool(self.axes_of(size)) or (size == "ep_size" and bool(self.expert_axes))
 
     def accepts(self, option: str, value: object) -> bool:
-        """Tell whether a field of the configuration can have a value, according to `unsupported_options`."""
+        """Return whether a field of the configuration can have a value, according to `unsupported_options`."""
         return option not in self.unsupported_options or self.unsupported_options[option] != value
 
     def factors(self, axes: Iterable[str], values: Mapping[str, int]) -> dict[str, int]:
@@ -134,7 +134,7 @@ def _check_config(strategy: Strategy) -> None:
 
 
 def _check_sizes(strategy: Strategy) -> None:
-    """Require that each axis comes from a field of its own, and one of them from `dp_size`."""
+    """Require that each axis comes from a different field, and one of them from `dp_size`."""
     kind: Any = strategy.sizes
     if not isinstance(kind, type) or not issubclass(kind, ParallelismSizes):
         raise TypeError(f"sizes={kind!r}: give ParallelismSizes or a subclass of it")

@@ -1,4 +1,4 @@
-"""Sizes as a user asks for them: strict checks, and the data parallel size that fills the world; without torch."""
+"""The sizes that a user requests: strict checks, and the data parallel size that fills the world; without torch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["ParallelismSizes", "check_sizes", "divisors", "infer_dp_size"]
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelismSizes:
-    """The sizes that a user asks for, checked when made; what was built is read from `MeshContext`.
+    """The sizes that a user requests, checked when the object is made; those of the meshes are read from `MeshContext`.
 
     Args:
-        dp_size: Data-parallel size, replicas included; at least 1, or `None` to infer it from the number of
+        dp_size: Data-parallel size, including replicas; at least 1, or `None` to infer it from the number of
             ranks.
         dp_replicate_size: Number of replicas inside `dp_size`; at least 1, or `None` for 1.
         tp_size: Tensor-parallel size, at least 1.
         pp_size: Pipeline-parallel size, at least 1.
         cp_size: Context-parallel size, at least 1.
-        ep_size: Expert-parallel size, at least 1; takes no ranks of its own.
+        ep_size: Expert-parallel size, at least 1; it uses the ranks of the other sizes.
 
     Raises:
-        TypeError: A size is not an int (a bool, a float, a string), or is `None` where none can be inferred.
+        TypeError: A size is not an int (a bool, a float, a string), or is `None` and cannot be inferred.
         ValueError: A size is less than 1.
     """
 
@@ -45,7 +45,7 @@ def check_sizes(sizes: ParallelismSizes) -> None:
     """Require that every size is an int of at least 1, or `None` if that is the field's default.
 
     Args:
-        sizes: The sizes. Whether they fit together is checked by the planner.
+        sizes: The sizes. `plan_topologies` checks whether they fit the number of ranks.
 
     Raises:
         TypeError: A size is not an int.
@@ -85,13 +85,12 @@ def infer_dp_size(
     """Return the data-parallel size that fills the ranks, or check the one given.
 
     Args:
-        dp_size: The size asked for, at least 1, or `None` to infer it.
+        dp_size: The requested size, at least 1, or `None` to infer it.
         world_size: Number of ranks to fill, at least 1.
-        factors: The other sizes that take ranks, field name to size (each at least 1), in the order to print
-            them.
+        factors: The other sizes, whose product with `dp_size` is the number of ranks: field name to size, each at
+            least 1, in the order of the message.
         strategy: Name of the strategy, for messages.
-        counted_as: What `world_size` is called in messages; `len(ranks)` where only part of the world is
-            used.
+        counted_as: The name of `world_size` in messages; `len(ranks)` if only part of the world is used.
 
     Returns:
         The size with `dp_size * product of factors == world_size`.
@@ -99,7 +98,7 @@ def infer_dp_size(
     Raises:
         TypeError: A size is not an int.
         ValueError: A size is less than 1; the factors do not divide `world_size`; or `dp_size` was given and
-            the product differs from `world_size`. The message lists the values that would do.
+            the product differs from `world_size`. The message lists valid values.
     """
     check_size("dp_size", dp_size, optional=True)
     check_size(counted_as, world_size)
@@ -116,7 +115,7 @@ def infer_dp_size(
 def _indivisible(
     dp_size: int | None, world_size: int, factors: Mapping[str, int], strategy: str, counted_as: str
 ) -> str:
-    """Say that no dp_size fits, and which values each other size could take with the rest unchanged."""
+    """Return the message that no dp_size fits, with the valid values of each other size if the rest is unchanged."""
     rest = prod(factors.values())
     remedies: list[str] = []
     for name, value in factors.items():
@@ -136,7 +135,7 @@ def _indivisible(
 
 
 def _misfit(dp_size: int, world_size: int, factors: Mapping[str, int], strategy: str, counted_as: str) -> str:
-    """Say that the dp_size given does not fit, which one does, and which other size would fit it."""
+    """Return the message that the given dp_size does not fit, with the one that fits, and other sizes that fit it."""
     rest = prod(factors.values())
     kept: list[str] = []
     for name, value in factors.items():
@@ -152,12 +151,12 @@ def _misfit(dp_size: int, world_size: int, factors: Mapping[str, int], strategy:
 
 
 def _product(factors: Mapping[str, int]) -> str:
-    """Print the names of sizes as a product."""
+    """Return the names of sizes as a product in text."""
     return " * ".join(factors) or "1"
 
 
 def equation(factors: Mapping[str, int]) -> str:
-    """Print a product of sizes: `tp_size * cp_size = 2 * 3 = 6`, or `tp_size = 2` for one size."""
+    """Return a product of sizes as text: `tp_size * cp_size = 2 * 3 = 6`, or `tp_size = 2` for one size."""
     total = prod(factors.values())
     if len(factors) < 2:
         return f"{_product(factors)} = {total}"
@@ -165,7 +164,7 @@ def equation(factors: Mapping[str, int]) -> str:
 
 
 def one_of(values: Sequence[int]) -> str:
-    """Print a choice of values, shortened in the middle: a large world has hundreds of divisors."""
+    """Return a choice of values as text, shortened in the middle: a large world has hundreds of divisors."""
     if len(values) == 1:
         return str(values[0])
     if len(values) > 12:

@@ -1,6 +1,6 @@
-"""The registered strategies, and the topologies that they make of sizes; without torch.
+"""The registered strategies, and the topology that each plans for some sizes; without torch.
 
-The three built-in strategies are at the end, registered as a framework registers its own.
+The three built-in strategies are at the end, registered in the same way as a framework registers its own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class StrategyConfig(Protocol):
 
 
 class Topologies(NamedTuple):
-    """What `plan_topologies` makes."""
+    """The result of `plan_topologies`."""
 
     root: Topology
     """The topology of the root mesh."""
@@ -74,7 +74,7 @@ class Topologies(NamedTuple):
 
 
 def register_strategy(strategy: Strategy) -> Strategy:
-    """Add a strategy to `STRATEGIES`, so that `MeshContext.build`, `DistributedSetup.build` and others accept it.
+    """Add a strategy to `STRATEGIES`, so that `MeshContext.build`, `DistributedSetup.build` and the rest accept it.
 
     Register it in every process, for example in the module that defines its configuration. Registering an equal record
     again has no effect.
@@ -86,8 +86,8 @@ def register_strategy(strategy: Strategy) -> Strategy:
         The same record.
 
     Raises:
-        ValueError: Another strategy has the same name or alias, a configuration's class of the same name, or the same
-            axes but others for `fully_shard`.
+        ValueError: Another strategy has the same name or alias, a configuration class of the same name, or the same
+            axes with different `fully_shard_axes`.
     """
     for known in STRATEGIES.values():
         if strategy == known:
@@ -129,7 +129,7 @@ def find_strategy(config: object) -> Strategy | None:
 
     Args:
         config: Any object. It is a configuration if its class or a base class, the nearest first, has the name of a
-            strategy in a class variable `strategy`, or the name of a configuration's class, from whatever package.
+            strategy in a class variable `strategy`, or the name of a strategy's configuration class, in any package.
     """
     by_class = {strategy.config_name: strategy for strategy in STRATEGIES.values()}
     for kind in type(config).__mro__:
@@ -168,15 +168,15 @@ def fully_shard_strategy(axes: Sequence[str]) -> Strategy:
 
 
 def check_supported_sizes(strategy: Strategy, sizes: ParallelismSizes) -> None:
-    """Require that the sizes that a strategy does not support are 1, or `None` where that is allowed.
+    """Require that the sizes that a strategy does not support are 1, or `None` if the field allows it.
 
     Args:
         strategy: The strategy.
-        sizes: The sizes asked for. Whether they fill the ranks is checked by `plan_topologies`.
+        sizes: The requested sizes. Whether they fill the ranks is checked by `plan_topologies`.
 
     Raises:
         TypeError: A size is not an int.
-        ValueError: A size is less than 1, or above 1 and not supported by the strategy; the message says what would do.
+        ValueError: A size is less than 1, or above 1 and not supported by the strategy; the message has valid values.
     """
     for name, (value, optional) in _read_sizes(strategy, sizes).items():
         if value not in {None, 1} and not strategy.supports(name):
@@ -208,7 +208,7 @@ def check_supported_option(strategy: Strategy, option: str, value: object, remed
 def plan_topologies(
     strategy: str | Strategy, sizes: ParallelismSizes, world_size: int, *, ranks: Sequence[int] | None = None
 ) -> Topologies:
-    """Compute the axes that a strategy makes of sizes, and the ranks of their groups.
+    """Compute the axes of a strategy with these sizes, and the ranks of their groups.
 
     - `fsdp2`: axes (pp, dp_replicate, dp_shard, cp, tp), derived axes dp, dp_shard_cp and dp_cp; an expert mesh if
       `ep_size` is above 1.
@@ -217,7 +217,7 @@ def plan_topologies(
 
     Args:
         strategy: A strategy, or the name or an alias of a registered one.
-        sizes: The sizes asked for. A field of the strategy's sizes that they do not have gets its default.
+        sizes: The requested sizes. A field of the strategy's sizes that they do not have gets its default.
         world_size: Number of ranks in the world, at least 1.
         ranks: The global ranks to use, strictly ascending, or `None` for the whole world. The sizes then have
             to fill these ranks.
@@ -228,7 +228,7 @@ def plan_topologies(
     Raises:
         TypeError: A size, the world size or a rank is not an int.
         ValueError: An unknown strategy; a size below 1, one that the strategy does not support, or sizes that
-            do not fill the ranks; ranks that `checked_ranks` refuses. The message says which values would do.
+            do not fill the ranks; ranks that `checked_ranks` refuses. The message has valid values.
     """
     chosen = strategy if isinstance(strategy, Strategy) else strategy_named(strategy)
     given = _read_sizes(chosen, sizes)
@@ -237,7 +237,7 @@ def plan_topologies(
     counted_as = "world_size" if ranks is None else "len(ranks)"
     check_supported_sizes(chosen, sizes)
     values = {name: value or 1 for name, (value, _) in given.items()}
-    # Inner axes first: in messages, tensor parallelism comes first.
+    # Innermost axis first: messages begin with tensor parallelism.
     factors = chosen.factors(reversed([*chosen.axes]), values)
     del factors["dp_size"]
     dp_size, _ = given["dp_size"]
@@ -254,12 +254,12 @@ def _by_name(name: object) -> Strategy | None:
 
 
 def _or_use(others: Sequence[Strategy]) -> str:
-    """Name the first of some strategies as a remedy."""
+    """Return the part of a message that suggests the first of some strategies."""
     return f", or use strategy {others[0].name!r}" if others else ""
 
 
 def _read_sizes(strategy: Strategy, sizes: object) -> dict[str, tuple[int | None, bool]]:
-    """Return the checked value of each size, and whether it can be `None`: those of the strategy, then others given."""
+    """Return the checked value of each size, and whether it can be `None`: the strategy's fields, then other fields."""
     known = [*fields(strategy.sizes), *(fields(sizes) if isinstance(sizes, ParallelismSizes) else ())]
     found: dict[str, tuple[int | None, bool]] = {}
     for size in known:
@@ -299,7 +299,7 @@ def _plan_experts(strategy: Strategy, root: Topology, values: Mapping[str, int])
             f"{strategy.name}: ep_size={ep_size} does not divide the ranks of {where}, "
             f"{equation(strategy.factors(experts, values))}: give {one_of(divisors(total))}"
         )
-    # The expert axes are neighbours, so the new ones can take their place.
+    # The expert axes are adjacent, so the new ones can replace them.
     first = axes.index(experts[0])
     last = first + len(experts)
     return Topology(
@@ -311,8 +311,8 @@ def _plan_experts(strategy: Strategy, root: Topology, values: Mapping[str, int])
 
 # All axes of a pipeline stage are expert axes, as in NeMo AutoModel's `_create_moe_mesh`, so ep_shard * ep is dp_size *
 # cp_size * tp_size (NVIDIA-NeMo/Automodel, distributed/mesh_utils.py, 2026). Its earlier versions left tp out; the two
-# agree where tp_size is 1. torchtitan has tp among the expert axes too, but never dp_replicate. A dp_shard of 1 with
-# several replicas, which NeMo AutoModel refuses, is a mesh like any other.
+# agree if tp_size is 1. torchtitan has tp among the expert axes too, but never dp_replicate. A dp_shard of 1 with
+# several replicas, which NeMo AutoModel refuses, is allowed here.
 register_strategy(
     Strategy(
         name="fsdp2",

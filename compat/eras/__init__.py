@@ -1,1 +1,1 @@
-"""All that differs between torch releases: `gate` picks the era module that serves the installed one."""
+"""All that differs between torch releases: `gate` imports the era module for the installed one."""

@@ -1,7 +1,7 @@
-"""Small differences inside an era: each with its reason, and when it can go.
+"""Small differences between the releases of one era: a constant for each, with its reason, and when to delete it.
 
-`python -m tests.leftovers` reads the sentences on when: once the floor, `support.MINIMUM_TORCH`, is there, it lists the
-fact and its uses. Then delete the constant and, where it is used, the branch that is never taken any more.
+`python -m tests.leftovers` reads the sentences on when to delete one. Once the floor, `support.MINIMUM_TORCH`, is that
+release, it lists the constant and its uses. Then delete them, and the branches that are never taken.
 """
 
 from __future__ import annotations
@@ -11,39 +11,39 @@ from typing import Final
 from automodel_mesh.compat.eras.support import torch_at_least
 
 ABORT_IS_FOR_NCCL_ONLY: Final = not torch_at_least("2.7")
-"""2.6 refuses to abort a group of any other backend than NCCL. Delete when the floor reaches 2.7."""
+"""2.6 raises an error on aborting a group of any backend but NCCL. Delete when the floor reaches 2.7."""
 
 GROUPS_END_UNDER_THE_GIL: Final = not torch_at_least("2.8")
-"""2.6 and 2.7 hold the GIL while a group waits for the threads of its gloo backend, which may need it to end.
+"""2.6 and 2.7 hold the GIL while a group waits for the threads of its gloo backend, which may need the GIL to finish.
 
-Delete when the floor reaches 2.8: the groups end by themselves."""
+Delete when the floor reaches 2.8: torch releases the GIL itself."""
 
 GROUPS_ARE_KEPT_AS_RANKS: Final = not torch_at_least("2.8")
-"""2.6 and 2.7 keep a mesh's groups as tuples of tag, ranks and name, later ones as names alone.
+"""2.6 and 2.7 store a mesh's groups as tuples of tag, ranks and name, later releases as names only.
 
-Delete when the floor reaches 2.8: the names alone."""
+Delete when the floor reaches 2.8: keep the names only."""
 
 LAYOUT_IS_A_LIST_OF_AXES: Final = torch_at_least("2.13")
-"""2.13 split `_MeshLayout` into a list of `_FlatLayout`s; before it is one nested pair of sizes and strides.
+"""From 2.13 on `_MeshLayout` is a list of `_FlatLayout`s; before, it is one nested pair of sizes and strides.
 
-Delete when the floor reaches 2.13: keep the newer branch."""
+Delete when the floor reaches 2.13: keep the branch for the list."""
 
 SIZE_ONE_STRIDE: Final = 1 if torch_at_least("2.11") else 0
-"""The stride torch gives a layout that folded to a single rank: CuTe's 0 in 2.10, 1 from 2.11 on.
+"""The stride of torch's layout for an axis of size 1: 0 in 2.10, as in CuTe, and 1 from 2.11 on.
 
 Only equality with torch's own meshes depends on it. Delete when the floor reaches 2.11: write 1."""
 
 OVERLAP_IS_FOUND_BY_LISTING: Final = torch_at_least("2.10") and not torch_at_least("2.13")
-"""2.10 to 2.12 list all ranks of a mesh's layout, twice for each mesh, to see whether axes overlap: most of the time it
-takes to make one in a large world. Later ones compare strides. We know it beforehand.
+"""2.10 to 2.12 list all ranks of a mesh's layout, twice for each mesh, to check that axes do not overlap, which takes
+most of the time of making a mesh in a large world. Later releases compare strides. The axes that we give never overlap.
 
-Delete when the floor reaches 2.13: torch's own check is as good."""
+Delete when the floor reaches 2.13: torch's own check is fast."""
 
 ROOT_HOLDS_ITS_GROUPS: Final = torch_at_least("2.11")
-"""2.11 gave the root mesh `_pg_registry`, where `torch.compile` looks process groups up by name.
+"""From 2.11 on the root mesh has `_pg_registry`, in which `torch.compile` looks up process groups by name.
 
 Delete when the floor reaches 2.11: always fill it."""
 
 PRESERVES_RANK_ORDER: Final = torch_at_least("2.15")
-"""2.15 gave `DeviceMesh` the keyword `preserve_rank_order`, which derived meshes inherit and which takes part in
-equality. Delete when the floor reaches 2.15: always pass it on."""
+"""From 2.15 on `DeviceMesh` has the keyword `preserve_rank_order`, which derived meshes inherit and which equality
+compares. Delete when the floor reaches 2.15: always pass it on."""

@@ -1,4 +1,4 @@
-"""Picks the era module that serves the installed torch, once, when `automodel_mesh.compat` is imported."""
+"""Imports the era module for the installed torch, once, when `automodel_mesh.compat` is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from automodel_mesh.compat.eras.support import TORCH_VERSION, era_name
 if TYPE_CHECKING:
     from automodel_mesh.compat.eras import since_2_06, since_2_10
 
-    # Here mypy and pyright hold each era module against the interface; a test checks that none is missing.
+    # Here mypy and pyright check each era module against the interface; a test checks that none is missing.
     ERA_MODULES: tuple[Era, ...] = (since_2_06, since_2_10)
 
 ERA_NAME: Final = era_name(TORCH_VERSION)
@@ -21,4 +21,4 @@ ERA_NAME: Final = era_name(TORCH_VERSION)
 check_structure()
 
 era: Final = cast(Era, import_module(f"automodel_mesh.compat.eras.{ERA_NAME}"))
-"""What differs between torch releases, for the installed one."""
+"""The era module of the installed torch: all that differs between torch releases."""

@@ -1,7 +1,7 @@
-"""What an era module implements: how torch stores meshes, which differs between releases, and nothing else.
+"""The functions of an era module: how torch stores meshes. All that differs between the eras is here.
 
-The contract is written once, in `create.py`, `slicing.py`, `folding.py` and `lookup.py`, on top of these functions.
-mypy and pyright hold each era module against this interface (`gate.py`).
+`create.py`, `slicing.py`, `folding.py` and `lookup.py` call these functions and are the same for all releases. mypy and
+pyright check each era module against this interface (`gate.py`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Era(Protocol):
         ...
 
     def registered_root_of(self, mesh: DeviceMesh) -> DeviceMesh:
-        """Return the root of a mesh that torch's own code, such as FSDP2, finds: below 2.10 it can be another one."""
+        """Return the root that torch's own code, such as FSDP2, finds for a mesh: below 2.10 it can be another mesh."""
         ...
 
     def axes_of(self, mesh: DeviceMesh) -> tuple[Layout, ...]:
-        """Return the axes of a mesh, over the positions of its root."""
+        """Return the axes of a mesh, as layouts over the positions of its root."""
         ...
 
     def make_root(
@@ -39,7 +39,7 @@ class Era(Protocol):
         names: tuple[str, ...] | None,
         groups: Sequence[ProcessGroup],
     ) -> DeviceMesh:
-        """Make a root mesh of a grid of ranks over groups that exist; no groups for a rank outside of it."""
+        """Make a root mesh of a grid of ranks over existing groups; `groups` is empty on a rank outside of it."""
         ...
 
     def make_derived(
@@ -52,9 +52,9 @@ class Era(Protocol):
         *,
         folded: bool,
     ) -> DeviceMesh:
-        """Make a mesh of a family over groups that exist.
+        """Make a derived mesh of a root over existing groups.
 
-        `folded`: of one flattened axis. `parent`: the mesh asked, which is of use below 2.10.
+        `folded`: whether it is one flattened axis. `parent`: the mesh it was requested from, needed below 2.10 only.
         """
         ...
 
@@ -67,14 +67,14 @@ class Era(Protocol):
     ) -> None:
         """Store a flattened axis where torch's lookups by name find it.
 
-        `parent`, `folded`: the mesh and the axes that it was folded from, which are of use below 2.10.
+        `parent`, `folded`: the mesh and the axes that it was folded from, needed below 2.10 only.
         """
         ...
 
     def group_along(self, mesh: DeviceMesh, dim: int) -> ProcessGroup:
-        """Return this rank's process group along an axis; `RuntimeError` where there is none any more."""
+        """Return this rank's process group along an axis; `RuntimeError` if it was destroyed."""
         ...
 
     def forget_meshes(self) -> bool:
-        """Clear torch's registry of meshes, which it has below 2.10; return whether this era has one."""
+        """Clear torch's registry of meshes, which exists below 2.10 only; return whether this era has one."""
         ...

@@ -1,9 +1,9 @@
-"""torch 2.6 - 2.9: a module-level registry maps meshes to their roots, keyed by mesh equality, a copy in each thread.
+"""torch 2.6 - 2.9: a module-level registry maps meshes to their roots, by mesh equality and for each thread apart.
 
-That registry confuses unrelated meshes over the same ranks, is empty in every thread but the one that made a mesh,
-and keeps each mesh alive for ever. So its three tables are replaced, when this module is imported, by tables that
-look the same to torch and store each entry on the mesh it is about, as torch does itself from 2.10 on. These releases
-are final, so this code need not change any more. Delete the module when the floor reaches 2.10.
+That registry confuses unrelated meshes over the same ranks, has a mesh only in the thread that made it, and keeps each
+mesh alive until the process ends. So its three tables are replaced, when this module is imported, by tables with the
+same interface that store each entry on its mesh, as torch itself does from 2.10 on. These releases do not change any
+more, so neither must this code. Delete the module when the floor reaches 2.10.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _TableOnMeshes(MutableMapping[DeviceMesh, Any]):
     def __init__(self, name: str) -> None:
         self._attribute = f"_automodel_mesh_registry_{name}"
         self._holders: weakref.WeakValueDictionary[int, DeviceMesh] = weakref.WeakValueDictionary()
-        # What torch entered before this module was imported, by equality, as torch looks it up.
+        # The entries made before this module was imported; looked up by mesh equality, as torch does.
         self._earlier: dict[DeviceMesh, Any] = _mesh_resources.__dict__.get(name, {})
 
     def __getitem__(self, mesh: DeviceMesh) -> Any:
@@ -62,7 +62,7 @@ _TABLES = ("child_to_root_mapping", "root_to_flatten_mapping", "flatten_name_to_
 
 
 def restore_registry() -> None:
-    """Give torch its own tables back, for comparisons with plain torch; this module must not be used afterwards."""
+    """Restore torch's own tables, for comparisons with plain torch; this module must not be used afterwards."""
     for name in _TABLES:
         delattr(type(_mesh_resources), name)
 
@@ -79,7 +79,7 @@ _roots, _flattened, _flattened_dims = (_replace_table(name) for name in _TABLES)
 
 
 def root_of(mesh: DeviceMesh) -> DeviceMesh:
-    """Follow the registry to the true root: on 2.9 the root of a slice of a slice is its immediate parent."""
+    """Follow the registry to the true root: in that of 2.9 the root of a slice of a slice is its immediate parent."""
     while True:
         parent = vars(mesh).get(_ROOT) or _roots.get(mesh)
         if parent is None or parent is mesh:
@@ -88,7 +88,7 @@ def root_of(mesh: DeviceMesh) -> DeviceMesh:
 
 
 def axes_of(mesh: DeviceMesh) -> tuple[Layout, ...]:
-    """Return the axes stored on a mesh of ours; those of torch's own slices are found by their names in the root."""
+    """Return the axes stored on a mesh that we made; those of torch's slices are found by their names in the root."""
     if _AXES in vars(mesh):
         kept: tuple[Layout, ...] = vars(mesh)[_AXES]
         return kept
@@ -112,7 +112,7 @@ def make_root(
 ) -> DeviceMesh:
     """Make a root mesh without letting torch make its groups."""
     if groups:
-        # From 2.7 on, several groups want names; a mesh may have none, so it gets some and loses them again.
+        # From 2.7 on, from_group requires names for several groups; a mesh without names gets placeholders first.
         placeholders = names or tuple(f"dim_{dim}" for dim in range(grid.ndim))
         mesh = DeviceMesh.from_group(list(groups), device_type, grid, mesh_dim_names=placeholders)
         vars(mesh)["mesh_dim_names"] = names  # a plain attribute in these releases
@@ -129,7 +129,7 @@ def make_derived(
     *,
     folded: bool,
 ) -> DeviceMesh:
-    """Make the slice of the family that this rank is in; torch would make one mesh for every slice of the world."""
+    """Make the slice that contains this rank; torch would make one mesh for every slice of the world."""
     mesh = DeviceMesh.from_group(list(groups), root.device_type, _ranks_along(root, axes), mesh_dim_names=names)
     vars(mesh)[_ROOT] = root
     vars(mesh)[_AXES] = axes
@@ -138,23 +138,23 @@ def make_derived(
 
 
 def flattened(root: DeviceMesh) -> Mapping[str, DeviceMesh]:
-    """Return the registry's table of a root."""
+    """Return the flattened axes that the registry has for a root."""
     table: Mapping[str, DeviceMesh] = _flattened.setdefault(root, {})
     return table
 
 
 def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
-    """Return the root that torch's own code finds, such as FSDP2's, which slices it by the names of the mesh's axes.
+    """Return the root that torch's own code finds; FSDP2, for example, slices it by the names of the mesh's axes.
 
-    An axis that only an unflattened mesh has cannot be sliced from the true root by name, so for torch an unflattened
-    mesh is a root of its own, and the root of everything derived from it.
+    An axis that only an unflattened mesh has cannot be sliced from the true root by name. So the registry has an
+    unflattened mesh as its own root, and as the root of all meshes derived from it.
     """
     root: DeviceMesh = _roots.get(mesh, mesh)
     return root
 
 
 def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
-    """Resolve the group by its name: up to 2.7, torch compares all ranks with all ranks, a second for 8,192 of them."""
+    """Find the group by its name: `DeviceMesh.get_group` takes quadratic time up to 2.7, a second for 8,192 ranks."""
     kept = vars(mesh)
     name = kept["_dim_group_infos"][dim][2] if facts.GROUPS_ARE_KEPT_AS_RANKS else kept["_dim_group_names"][dim]
     return _resolve_process_group(name)
@@ -163,7 +163,7 @@ def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
 def register_flattened(
     root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh, folded: tuple[str, ...]
 ) -> None:
-    """Enter a flattened axis in the registry, for the true root and for the one that torch finds."""
+    """Add a flattened axis to the registry, for the true root and for the root that torch finds."""
     seen = registered_root_of(parent)
     for holder in {id(root): root, id(seen): seen}.values():
         _flattened.setdefault(holder, {})[name] = mesh
@@ -174,22 +174,22 @@ def register_flattened(
 
 
 def forget_meshes() -> bool:
-    """Clear the registry, also of what torch entered in it before this module was imported."""
+    """Clear the registry, including the entries made before this module was imported."""
     for table in (_roots, _flattened, _flattened_dims):
         table.clear()
     return True
 
 
 def _ranks_along(root: DeviceMesh, axes: tuple[Layout, ...]) -> torch.Tensor:
-    """Return the part of the root's ranks that lies along these axes, around this rank."""
+    """Return the slice of the root's ranks along these axes that contains this rank."""
     every_rank = root.mesh.contiguous()
     coordinate = tuple(root.get_coordinate() or ())
     own = sum(place * stride for place, stride in zip(coordinate, every_rank.stride(), strict=True))
-    # Not folded: the order of the axes is the order of the tensor.
+    # Not folded: the tensor has the order of the axes.
     pairs = [pair for axis in axes for pair in axis]
     start = every_rank.storage_offset() + first_position(axes, own)
     view = every_rank.as_strided([size for size, _ in pairs], [stride for _, stride in pairs], start)
-    # A copy: pickling a view would take the whole root along.
+    # A copy: pickling a view would include the tensor of the whole root.
     return view.reshape([size_of(axis) for axis in axes]).clone()
 
 
@@ -205,7 +205,7 @@ def _axis_names(holder: DeviceMesh) -> set[str]:
 
 
 def _dims_in(holder: DeviceMesh, names: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Return which dims of the holder some axes consist of; `None` where one of them is not made of whole ones."""
+    """Return the dims of the holder that some axes consist of; `None` if an axis is not one of its axes."""
     if not _axis_names(holder).issuperset(names):
         return None
     native = holder.mesh_dim_names or ()

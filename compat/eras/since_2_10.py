@@ -1,4 +1,4 @@
-"""torch 2.10 and newer: a mesh stores its root and its layout over the root's ranks, a root its flattened axes."""
+"""torch 2.10 and newer: a mesh stores its root, and its layout over the root's ranks; a root its flattened axes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def root_of(mesh: DeviceMesh) -> DeviceMesh:
-    """Return the root that torch itself keeps on the mesh."""
+    """Return the root that torch stores on the mesh."""
     return mesh._get_root_mesh()
 
 
 def axes_of(mesh: DeviceMesh) -> tuple[Layout, ...]:
-    """Read the axes off torch's layout."""
+    """Return the axes of torch's layout."""
     layout = mesh._layout
     return tuple(tuple(layout[dim].sizes_and_strides) for dim in range(len(layout)))
 
@@ -38,7 +38,7 @@ def make_root(
     options: dict[str, Any] = {"mesh_dim_names": names, "_init_backend": False}
     if facts.OVERLAP_IS_FOUND_BY_LISTING:
         layout_class: Any = _MeshLayout  # its arguments changed in 2.13
-        layout = layout_class(grid.size(), grid.stride())  # what torch makes of the grid
+        layout = layout_class(grid.size(), grid.stride())  # the layout that torch would make from the grid
         with _known_not_to_overlap(layout):
             mesh = DeviceMesh(device_type, _layout=layout, _rank_map=grid.flatten(), **options)
     else:
@@ -58,7 +58,8 @@ def make_derived(
 ) -> DeviceMesh:
     """Make a mesh over the root's rank map.
 
-    By the constructor, not by slicing: from 2.14 on torch's own slicing imports `torch._dynamo`, 0.8 s and 150 MB.
+    It calls the constructor instead of slicing: from 2.14 on torch's slicing imports `torch._dynamo`, which takes 0.8 s
+    and 150 MB.
     """
     inherited: dict[str, Any] = {"preserve_rank_order": root._preserve_rank_order} if facts.PRESERVES_RANK_ORDER else {}
     layout = _layout(axes, folded=folded)
@@ -77,44 +78,44 @@ def make_derived(
 
 
 def flattened(root: DeviceMesh) -> Mapping[str, DeviceMesh]:
-    """Return the table that torch keeps on the root."""
+    """Return the flattened axes that torch stores on the root."""
     return root._flatten_mapping
 
 
 def registered_root_of(mesh: DeviceMesh) -> DeviceMesh:
-    """Return the root that torch's own code finds: always the true one."""
+    """Return the root that torch's own code finds: always the true root."""
     return root_of(mesh)
 
 
 def register_flattened(
     root: DeviceMesh, name: str, mesh: DeviceMesh, parent: DeviceMesh, folded: tuple[str, ...]
 ) -> None:
-    """Enter a flattened axis in the root's table."""
+    """Add a flattened axis to those of the root."""
     root._flatten_mapping[name] = mesh
 
 
 def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
-    """Return the group that torch finds by the name it stores."""
+    """Return the group, which torch finds by the name that it stores."""
     return mesh.get_group(dim)
 
 
 def forget_meshes() -> bool:
-    """Nothing is stored apart from the meshes."""
+    """Return `False`: torch stores everything on the meshes themselves."""
     return False
 
 
 @contextmanager
 def _known_not_to_overlap(layout: Any) -> Generator[None, None, None]:
-    """Spare torch, while it makes a mesh, two searches for overlapping axes that list all ranks of the layout."""
+    """Skip, while torch makes a mesh, its two checks for overlapping axes, which list all ranks of the layout."""
     if not facts.OVERLAP_IS_FOUND_BY_LISTING:
         yield
         return
-    answers = vars(layout)
-    answers["check_non_overlap"] = lambda: True  # found before the method of the class
+    attributes = vars(layout)
+    attributes["check_non_overlap"] = lambda: True  # an attribute of the object precedes the method of its class
     try:
         yield
     finally:
-        del answers["check_non_overlap"]
+        del attributes["check_non_overlap"]
 
 
 def _attach(mesh: DeviceMesh, root: DeviceMesh, groups: Sequence[ProcessGroup]) -> None:
@@ -133,7 +134,7 @@ def _layout(axes: tuple[Layout, ...], *, folded: bool) -> Any:
         )
     whole = [axis or ((1, facts.SIZE_ONE_STRIDE),) for axis in axes]
     if folded and len(whole[0]) == 1:
-        return layout_class(*whole[0][0])  # torch leaves a flattened axis of one pair bare; equality depends on it
+        return layout_class(*whole[0][0])  # torch does not nest it; equality depends on that
     return layout_class(
         tuple(_nested(size for size, _ in axis) for axis in whole),
         tuple(_nested(stride for _, stride in axis) for axis in whole),
@@ -141,6 +142,6 @@ def _layout(axes: tuple[Layout, ...], *, folded: bool) -> Any:
 
 
 def _nested(numbers: Any) -> Any:
-    # A single pair stands bare in a layout, several stand in a tuple of their own.
+    # In a layout a single pair is not nested; several pairs are in a tuple of their own.
     found = tuple(numbers)
     return found[0] if len(found) == 1 else found

@@ -1,7 +1,7 @@
-"""Checks that the installed torch is built the way its version number says.
+"""Checks that the installed torch has the private names that releases of its version number have.
 
-Vendor builds carry code of one release under the number of another; everything that follows from the version
-would then be wrong, so the gate asks here before it loads an era.
+Vendor builds can have the code of one release under the version number of another. An era module chosen by the version
+would then be wrong, so the gate calls `check_structure` before it imports one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from automodel_mesh.errors import UnsupportedTorchError
 
 
 def markers() -> dict[str, bool]:
-    """Look for the private names that tell the eras and their variants apart.
+    """Look for the private names that distinguish the eras and their variants.
 
     Returns:
         For each marker, whether the installed torch has it.
@@ -33,25 +33,25 @@ def markers() -> dict[str, bool]:
 
 
 def expected_markers() -> dict[str, bool]:
-    """Say which markers a torch of the installed version number should have.
+    """Return which markers a torch of the installed version number should have.
 
     Returns:
-        The keys of `markers()`, with what the release of this number has.
+        The keys of `markers()`, each with whether the release of this number has it.
     """
-    on_the_mesh = torch_at_least("2.10")
+    stored_on_meshes = torch_at_least("2.10")
     return {
-        "the registry's child_to_root_mapping": not on_the_mesh,
-        "DeviceMesh._get_root_mesh": on_the_mesh,
-        "DeviceMesh(_layout=...)": on_the_mesh,
+        "the registry's child_to_root_mapping": not stored_on_meshes,
+        "DeviceMesh._get_root_mesh": stored_on_meshes,
+        "DeviceMesh(_layout=...)": stored_on_meshes,
         "the layout class _FlatLayout": torch_at_least("2.13"),
     }
 
 
 def check_structure() -> None:
-    """Refuse a torch whose structure is not the one its version number stands for.
+    """Refuse a torch whose markers are not those of its version number.
 
     Raises:
-        UnsupportedTorchError: a marker is missing, or one of another release is there. The message lists both.
+        UnsupportedTorchError: a marker is missing, or a marker of another release is found. The message lists them.
     """
     found, expected = markers(), expected_markers()
     wrong = [

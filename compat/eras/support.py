@@ -1,6 +1,6 @@
-"""Which torch releases are supported, which one is installed, and which era module serves it.
+"""Which torch releases are supported, which one is installed, and which era module is for it.
 
-The only place of the project where versions are compared.
+No other module of the project compares versions of torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MINIMUM_TORCH: Final = Version("2.6")
 """The oldest torch release this library supports."""
 
 NEWEST_TESTED_TORCH: Final = Version("2.15.0")
-"""The newest torch release the suite has run on; a newer one is accepted when its structure is known."""
+"""The newest torch release that the tests have run on; a newer one is accepted if its markers are known."""
 
 TORCH_VERSION: Final = Version(Version(torch.__version__).base_version)
 """The installed release: `dev`, `rc`, `a0+git` and `+cu130` builds of X count as X."""
@@ -27,19 +27,19 @@ ERAS: Final[Sequence[tuple[Version, str]]] = [
     (Version("2.6"), "since_2_06"),
     (Version("2.10"), "since_2_10"),
 ]
-"""First release of each era, oldest first, and the module of `automodel_mesh.compat` that serves it."""
+"""First release of each era, oldest first, and its module in `automodel_mesh.compat.eras`."""
 
 
 @cache
 def torch_at_least(release: str) -> bool:
-    """Tell whether the installed torch is this release or a newer one.
+    """Return whether the installed torch is this release or a newer one.
 
     Args:
         release: a release number such as `"2.10"` or `"2.9.1"`.
 
     Returns:
         `True` for the release itself, all its development, candidate and vendor builds, and everything newer.
-        The answer is remembered: asking again costs a dictionary access.
+        The result is cached.
 
     Raises:
         packaging.version.InvalidVersion: `release` is not a version number.
@@ -48,13 +48,13 @@ def torch_at_least(release: str) -> bool:
 
 
 def era_name(version: Version) -> str:
-    """Name the era module that serves a torch release.
+    """Return the name of the era module for a torch release.
 
     Args:
         version: a torch release.
 
     Returns:
-        The name of a module inside `automodel_mesh.compat`.
+        The name of a module in `automodel_mesh.compat.eras`.
 
     Raises:
         UnsupportedTorchError: `version` is older than `MINIMUM_TORCH`.
