@@ -1,4 +1,4 @@
-"""What building a mesh costs, side by side with plain torch: `nox -s bench`. Times are compared, never asserted."""
+"""The time of building a mesh, compared with plain torch: `nox -s bench`. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def two_axes(world: int) -> tuple[int, ...]:
 
 
 def measure_building(whose: str, shape: tuple[int, ...]) -> tuple[list[float], dict[str, int]]:
-    """Build three times, or once where that takes a while; what the first one adds is counted."""
+    """Build three times, or once if it takes long; count what the first build adds to the process."""
     prepare(whose)
     footprint, kept = Footprint(), []
     seconds = [time_of(lambda: kept.append(build(whose, shape)))]
@@ -59,8 +59,8 @@ def measure_building(whose: str, shape: tuple[int, ...]) -> tuple[list[float], d
 @reported
 @pytest.mark.parametrize("whose", [OURS, TORCH])
 @pytest.mark.parametrize("shape", [*map(two_axes, WORLDS), EVERY_AXIS], ids=lambda shape: "x".join(map(str, shape)))
-def test_build(benchmark: Any, shape: tuple[int, ...], whose: str) -> None:
-    """Building the root mesh and its derived axes in a fake world."""
+def test_time_of_building(benchmark: Any, shape: tuple[int, ...], whose: str) -> None:
+    """Building the root mesh and its derived axes in a fake world is measured."""
     world = 1
     for size in shape:
         world *= size
@@ -71,8 +71,8 @@ def test_build(benchmark: Any, shape: tuple[int, ...], whose: str) -> None:
 
 @reported
 @pytest.mark.parametrize("whose", [OURS, TORCH])
-def test_first_mesh_of_a_process(benchmark: Any, whose: str) -> None:
-    """Building the first mesh of a process and taking one axis of it, in a fake world of 8 ranks."""
+def test_time_of_the_first_mesh_of_a_process(benchmark: Any, whose: str) -> None:
+    """Building the first mesh of a process and slicing one axis of it, in a fake world of 8 ranks, is measured."""
     benchmark.group = "first mesh of a process"
     seconds, memory = [], 0
     for _ in range(3):

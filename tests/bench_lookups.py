@@ -1,4 +1,4 @@
-"""What looking an axis up costs, side by side with plain torch: `nox -s bench`. Times are compared, never asserted."""
+"""The time of lookups of axes, compared with plain torch: `nox -s bench`. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ REQUESTS: dict[str, dict[str, Callable[[Any], Any]]] = {
 
 
 def first_lookup(root: Any, whose: str, request: str) -> float:
-    """Return the seconds that a request takes on a mesh which was asked for another axis only."""
+    """Return the seconds that a lookup takes on a mesh on which only another axis was looked up before."""
     (partial(get_flat_mesh, root, "pp") if whose == OURS else partial(getitem, root, "pp"))()
     return time_of(REQUESTS[request][whose](root))
 
 
 def measure_lookups(whose: str, shape: tuple[int, ...], request: str) -> tuple[float, list[float], int]:
-    """Return the seconds of a first lookup, those of repeated ones, and how many groups all of them made."""
+    """Return the seconds of a first lookup, those of repeated ones, and the number of groups created by all of them."""
     prepare(whose)
     kept, first, groups = [], [], 0
     for _ in range(1 if whose == TORCH and prod(shape) > 16384 else 3):
@@ -63,8 +63,8 @@ def measure_lookups(whose: str, shape: tuple[int, ...], request: str) -> tuple[f
 @pytest.mark.parametrize("whose", [OURS, TORCH])
 @pytest.mark.parametrize("request_", list(REQUESTS))
 @pytest.mark.parametrize("world", list(SHAPES))
-def test_lookup(benchmark: Any, world: int, request_: str, whose: str) -> None:
-    """A lookup that was made before, in a fake world; beside it what the first one took."""
+def test_time_of_lookups(benchmark: Any, world: int, request_: str, whose: str) -> None:
+    """A repeated lookup in a fake world is measured, and the first one of the same axes."""
     benchmark.group = f"{request_}, {world} ranks"
     first, repeated, groups = in_fake_world(world, measure_lookups, whose, SHAPES[world], request_)
     report(benchmark, repeated, first=first, groups=groups)

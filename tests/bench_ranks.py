@@ -1,4 +1,4 @@
-"""The same on 8 real gloo ranks: `nox -s bench`. Times are compared, never asserted."""
+"""The time of building and lookups on 8 real gloo ranks: `nox -s bench`. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = {"dp_shard 4 x tp 2": (1, 1, 4, 1, 2), "dp_replicate 2 x dp_shard 2 x t
 
 
 def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Build five times, all ranks together, and look axes up for the first time on each mesh."""
+    """Build five times, on all ranks, and look up axes for the first time on each mesh."""
     prepare(whose)
     kept: list[Any] = []
     seconds: list[float] = []
@@ -46,8 +46,8 @@ def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
 @reported
 @pytest.mark.parametrize("whose", [OURS, TORCH])
 @pytest.mark.parametrize("shape", list(SHAPES))
-def test_eight_gloo_ranks(benchmark: Any, shape: str, whose: str) -> None:
-    """Building on 8 ranks that talk to each other; beside it first lookups, groups, threads and files of rank 0."""
+def test_time_on_eight_gloo_ranks(benchmark: Any, shape: str, whose: str) -> None:
+    """Building on 8 connected ranks is measured, with first lookups and the groups, threads and files of rank 0."""
     benchmark.group = f"8 gloo ranks, {shape}"
     found = run_ranks(measure_rank, 8, whose, SHAPES[shape], timeout=120.0)
     report(benchmark, found[0]["seconds"], first=found[0]["first"], **found[0]["added"])

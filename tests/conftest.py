@@ -1,4 +1,4 @@
-"""For all tests: the plugin for ranks, the expected failures of each release, and the option `--plain-torch`."""
+"""For all tests: the pytest plugin for ranks, the expected failures of each release, the option `--plain-torch`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MATRIX = Path(__file__).parents[1] / "ci_matrix" / "torch.toml"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--plain-torch`, which runs tests/compat on torch's own calls, to show what they get wrong."""
+    """Add `--plain-torch`, which runs tests/compat on torch's own calls, to show where they fail."""
     parser.addoption("--plain-torch", action="store_true", help="run tests/compat on torch's own calls")
 
 

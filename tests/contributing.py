@@ -1,7 +1,7 @@
 """CONTRIBUTING.md's steps for adding and dropping torch releases, run in copies of the checkout: `nox -s releases`.
 
-The commands of its code blocks run as they stand there, but for those that need another torch than the installed one.
-`nox` is told to install nothing and to use this environment, which has all that it needs.
+The commands of its code blocks are run unchanged, except those that need another torch than the installed one. `nox` is
+started with options to install nothing and to use this environment, which has all that it needs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def section(title: str) -> str:
 
 
 def blocks_to_run(text: str) -> list[str]:
-    """Return the code blocks that can run on the installed torch; there are some that cannot."""
+    """Return the code blocks that can run on the installed torch; at least one cannot."""
     blocks = [
         textwrap.dedent(block) for block in re.findall(r"^ *```bash\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
     ]
@@ -45,7 +45,7 @@ def blocks_to_run(text: str) -> list[str]:
 
 
 def needs_another_torch(block: str) -> bool:
-    """Tell whether the sessions of a block install other releases than the newest."""
+    """Return whether the sessions of a block install other releases than the newest."""
     releases = set(re.findall(r"(?:tests|plain)-([\d.]+)", block))
     return "nox -t matrix" in block or "minimums" in block or bool(releases - {label(TORCH_VERSION)})
 
@@ -82,7 +82,7 @@ def succeed(script: str, checkout: Path, **variables: str) -> str:
 
 
 def sessions_in_the_docs(checkout: Path) -> set[str]:
-    """Return the tests sessions in the table of releases that was built."""
+    """Return the tests sessions in the table of releases of the built documentation."""
     page = (checkout / "docs/_build/html/compatibility.html").read_text(encoding="utf-8")
     return set(re.findall(r"\btests-[\d.]*\d", page))
 
@@ -92,7 +92,7 @@ def without_lines(places: list[Leftover]) -> set[tuple[str, str]]:
     return {(place.path, place.remedy) for place in places}
 
 
-def test_releases_are_dropped_by_the_steps(checkout: Path) -> None:
+def test_the_steps_drop_releases(checkout: Path) -> None:
     """After the commands, lint, types, docs and the contract pass, and what people still have to delete is listed."""
     text = section("Dropping torch releases")
     blocks = blocks_to_run(text)
@@ -121,7 +121,7 @@ def test_releases_are_dropped_by_the_steps(checkout: Path) -> None:
     assert sessions_in_the_docs(checkout) == {f"tests-{label(release)}" for release in RELEASES if release >= floor}
 
 
-def test_a_release_is_added_by_the_steps(checkout: Path, tmp_path: Path) -> None:
+def test_the_steps_add_a_release(checkout: Path, tmp_path: Path) -> None:
     """After the commands, a new torch is in the matrix, the ledger, the docs and the sessions of nox."""
     text = section("Adding a torch release")
     (new,) = re.findall(r'^ *torch = "([\d.]+)"', text, re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Ranks that start and end like those of a program, for test_init_utils.
+"""Programs whose ranks start and exit as in a real job, for test_init_utils.
 
-Under torchrun `python -m tests.launched <scenario>` is one rank of a scenario of `LAUNCHED`. By itself
-`python -m tests.launched` imports torch once, forks the ranks of the other scenarios, and prints how each ended.
+Under torchrun, `python -m tests.launched <scenario>` is one rank of a scenario of `LAUNCHED`. Without arguments,
+`python -m tests.launched` imports torch once, forks the ranks of the other scenarios, and prints their exit statuses.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ kept: list[Any] = []
 
 
 def say(what: object) -> None:
-    """Write a line to stdout, marked and in one piece: gloo of torch 2.7 to 2.9 writes there in many."""
+    """Write a line to stdout, with a mark and in one call: gloo of torch 2.7 to 2.9 writes to stdout in many calls."""
     os.write(1, f"\n> {json.dumps(what)}\n".encode())
 
 
 def all_ranks() -> dist.ProcessGroup:
-    """Make a group of all ranks beside the default one, and see that every rank has connected."""
+    """Create another group of all ranks, and wait until every rank has connected."""
     group = dist.new_group(list(range(dist.get_world_size())))
     dist.barrier()
     if not isinstance(group, dist.ProcessGroup):
@@ -50,7 +50,7 @@ def all_ranks() -> dist.ProcessGroup:
 
 
 def work() -> None:
-    """Start as torchrun says, sum the ranks, and print what this rank was told."""
+    """Initialise from torchrun's environment, sum the ranks, and print what this rank got."""
     info = initialize_distributed("gloo", timeout_minutes=1)
     total = torch.tensor([info.rank])
     dist.all_reduce(total)
@@ -61,7 +61,7 @@ def work() -> None:
 
 
 def stuck() -> None:
-    """Wait for a message that the other rank does not send, as it waits too."""
+    """Wait for a message from the other rank, which waits as well and sends none."""
     rank = initialize_distributed("gloo").rank
     all_ranks()
     say(os.getpid())
@@ -75,7 +75,7 @@ LAUNCHED = {"work": work, "stuck": stuck}
 
 
 def one_leaves(gone: int, held_by_first: int, rank: int) -> None:
-    """End one rank in the midst of collectives, while the other does nothing until that rank's process is gone."""
+    """Exit on one rank during collectives, while the other does nothing until that rank's process is gone."""
     initialize_distributed("gloo")
     group = all_ranks()
     if rank == 1:
@@ -85,12 +85,12 @@ def one_leaves(gone: int, held_by_first: int, rank: int) -> None:
     setattr(init_utils, "EXIT_SECONDS", 0.5)  # noqa: B010 - it is Final for others; here it has to be waited out
     works = [dist.all_reduce(torch.ones(2), group=each, async_op=True) for each in (dist.group.WORLD, group)]
     kept.extend([group, works[1]])
-    del works  # torch alone knows of the other: its tensor is released by a thread of gloo's
+    del works  # only torch refers to the other: its tensor is released by a thread of gloo
     time.sleep(0.1)  # for gloo's threads to begin
 
 
 def one_dies(rank: int) -> None:
-    """Lose the last of three ranks; the second waits for it, with a collective under way, the first for the second."""
+    """Kill the last of three ranks; the second waits for it in a collective, and the first for the second."""
     initialize_distributed("gloo")
     group = all_ranks()
     if rank == 2:
@@ -101,7 +101,7 @@ def one_dies(rank: int) -> None:
 
 
 def alone(up: int, rank: int) -> None:
-    """Be a world of one beside another; the second of the two has a handler for SIGTERM, from before."""
+    """Run two separate worlds of one rank; the second has installed a handler for SIGTERM before."""
     for name in init_utils.LAUNCHER_VARIABLES:
         del os.environ[name]
     if rank == 1:
@@ -116,7 +116,7 @@ def alone(up: int, rank: int) -> None:
 
 
 def fork(size: int, body: Callable[[int], None]) -> list[int]:
-    """Fork ranks with torchrun's variables; each ends as a program does, which a fork of pytest's could not."""
+    """Fork ranks with torchrun's variables; each exits as a program does, which a test forked by pytest could not."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -134,7 +134,7 @@ def fork(size: int, body: Callable[[int], None]) -> list[int]:
 
 
 def wait(pids: list[int]) -> list[int]:
-    """Return how each process ended, as `os.waitstatus_to_exitcode` gives it; a stuck one is killed."""
+    """Return the exit code of each process, as `os.waitstatus_to_exitcode` gives it; a stuck one is killed."""
     statuses: dict[int, int] = {}
     limit = time.monotonic() + SECONDS
     while len(statuses) < len(pids):
@@ -150,8 +150,8 @@ def wait(pids: list[int]) -> list[int]:
 
 
 def main() -> None:
-    """Run the forked scenarios beside each other; print a table of their ranks' exit statuses."""
-    gc.freeze()  # the ranks end faster where they need not look at what their parent made
+    """Run the forked scenarios at the same time; print a table of their ranks' exit statuses."""
+    gc.freeze()  # ranks exit faster if garbage collection skips the objects of their parent
     gone, held_by_first = os.pipe()
     leaving = fork(2, functools.partial(one_leaves, gone, held_by_first))
     os.close(held_by_first)
@@ -160,7 +160,7 @@ def main() -> None:
     lone = fork(2, functools.partial(alone, says_up))
     os.close(says_up)
     for _ in lone:
-        os.read(up, 1)  # both live now, or one has died
+        os.read(up, 1)  # both are running now, or one has died
     for pid in lone:
         os.kill(pid, signal.SIGTERM)
     say({"one_leaves": wait(leaving), "one_dies": wait(dying), "alone": wait(lone)})

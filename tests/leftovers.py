@@ -1,10 +1,10 @@
-"""Finds what has been left behind by torch releases that are not supported any more: each place, and what to do there.
+"""Finds code and text for torch releases that are no longer supported: each place, and what to do there.
 
-    python -m tests.leftovers         what is left below the floor, `MINIMUM_TORCH`: in a commit, nothing
-    python -m tests.leftovers 2.10    what raising the floor to 2.10 would leave
+    python -m tests.leftovers         what exists for releases below the floor, `MINIMUM_TORCH`: in a commit, nothing
+    python -m tests.leftovers 2.10    what would have to be deleted after raising the floor to 2.10
 
-Exits with 1 where something is left. Code says when it goes in a sentence, "Delete when the floor reaches 2.10", or by
-naming a release in a way that `RULES` has. Only text is read: torch need not be installed.
+Exits with 1 if something is left. Code is found by a sentence such as "Delete when the floor reaches 2.10", or by a way
+of naming a release that is in `RULES`. Only text is read: torch need not be installed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOT_READ: Final = {
     "tests/test_leftovers.py",
     "tests/tracking/test_report.py",
 }
-"""The first is about the past; the others hold samples of what is looked for."""
+"""The first is about the past; the others have examples of what is searched for."""
 
 ERAS: Final = "compat/eras"
 FACTS: Final = f"{ERAS}/facts.py"
@@ -49,13 +49,13 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of thing that goes when the floor is raised.
+    """A pattern of text to delete or change when the floor is raised.
 
     Attributes:
-        pattern: what it looks like. Its group is a release, or the name of a fact or an era module.
-        remedy: what to do there; `{}` stands for the group.
-        where: the files that it is looked for in, as a pattern that their paths begin with.
-        stays_at_the_floor: whether it goes only when the floor is above the release.
+        pattern: a regular expression. Its group is a release, or the name of a fact or an era module.
+        remedy: what to do there; `{}` is replaced by the group.
+        where: a regular expression for the beginning of the paths of the files to search.
+        stays_at_the_floor: whether it is found only if the floor is above the release.
     """
 
     pattern: str
@@ -69,7 +69,7 @@ UP_TO: Final = "no release up to {} is supported: delete what is said or done ab
 NO_MEASUREMENTS: Final = "(?!docs/benchmarks/)"
 """Numbers with a point in them are other things than releases there."""
 
-# Of several that fit one line, the first counts.
+# If several match a line, the first one is used.
 RULES: Final = (
     Rule(FACT, "delete {}, as its text says", FACTS),
     Rule(SENTENCE, "delete what goes at {}, as it says here", f"(?!{FACTS})"),
@@ -86,7 +86,7 @@ RULES: Final = (
 
 
 def leftovers(checkout: Path, floor: Version) -> list[Leftover]:
-    """List what is left once the floor is at a release, by file and line."""
+    """List what is left if the floor is a release, by file and line."""
     eras = sorted(release_of_era(path.stem) for path in (checkout / ERAS).glob("since_*.py"))
     facts = floors_of_facts(checkout)
 
@@ -114,7 +114,7 @@ def leftovers(checkout: Path, floor: Version) -> list[Leftover]:
 
 
 def texts(checkout: Path) -> Iterator[tuple[str, str]]:
-    """Read the files that can hold leftovers, each with its path; compat/ once, not through its link."""
+    """Read the files that are searched, each with its path; compat/ once, not through its link."""
     for path in [*checkout.iterdir(), *(path for folder in FOLDERS for path in (checkout / folder).rglob("*"))]:
         name = path.relative_to(checkout).as_posix()
         if path.suffix in SUFFIXES and name not in NOT_READ and not name.startswith("automodel_mesh/compat/"):
@@ -122,14 +122,14 @@ def texts(checkout: Path) -> Iterator[tuple[str, str]]:
 
 
 def floors_of_facts(checkout: Path) -> dict[str, Version]:
-    """Read at which floor each fact goes; one that does not say so is left out."""
+    """Return the floor at which each fact is deleted; a fact without that sentence is left out."""
     parts = re.split(FACT, (checkout / FACTS).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     said = {name: re.search(SENTENCE, text) for name, text in zip(parts[::2], parts[1::2], strict=True)}
     return {name: Version(match[1]) for name, match in said.items() if match is not None}
 
 
 def release_of_era(module: str) -> Version:
-    """Return the first release of an era: `since_2_06` begins with 2.6."""
+    """Return the first release of an era, from the name of its module: 2.6 for `since_2_06`."""
     return Version(module.removeprefix("since_").replace("_", "."))
 
 
@@ -141,7 +141,7 @@ def current_floor(checkout: Path) -> Version:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what is left; return 1 where something is."""
+    """Print what is left; return 1 if there is anything."""
     floor = Version(arguments[0]) if arguments else current_floor(CHECKOUT)
     left = leftovers(CHECKOUT, floor)
     sys.stdout.writelines(f"{place}\n" for place in left)

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: each in a forked process, where it may patch torch and leaves nothing to the next one."""
+"""How the benchmarks measure: each in its own forked process, so that it can patch torch without effect on others."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ OURS, TORCH = "ours", "torch"
 
 
 class _ReportedClock:
-    """A clock that moves by what other processes measured."""
+    """A clock that is set forward by the times that other processes measured."""
 
     def __init__(self) -> None:
         self._now = 0.0
 
     def __call__(self) -> float:
-        """Tell the time, in seconds."""
+        """Return the time, in seconds."""
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let this time pass."""
+        """Set the clock forward."""
         self._now += seconds
 
 
 _clock = _ReportedClock()
 reported = pytest.mark.benchmark(timer=_clock)
-"""For benchmarks that hand their times to `report`."""
+"""For benchmarks that pass their times to `report`."""
 
 
 def report(benchmark: Any, seconds: Iterable[float], **counts: object) -> None:
-    """Give pytest-benchmark the seconds of each round, and what else was found."""
+    """Pass the seconds of each round, and other numbers, to pytest-benchmark."""
     rounds = list(seconds)
     left = iter(rounds)
     benchmark.pedantic(lambda: _clock.advance(next(left)), rounds=len(rounds), iterations=1)
@@ -56,7 +56,7 @@ def report(benchmark: Any, seconds: Iterable[float], **counts: object) -> None:
 
 
 def in_fake_world(world: int, measure: Callable[..., Any], *arguments: Any) -> Any:
-    """Measure in a process that takes itself for a rank in the midst of a large world."""
+    """Measure in a process that is one rank of a large fake world."""
 
     def on_rank() -> Any:
         with fake_world(world, rank=world // 2 + 1):
@@ -73,9 +73,9 @@ def prepare(whose: str) -> None:
 
 
 def build(whose: str, shape: Sequence[int]) -> Any:
-    """Build the five axes and the three derived ones; the caller keeps what is returned."""
+    """Build the five axes and the three derived ones; the caller keeps a reference to the result."""
     if whose == TORCH:
-        reset_mesh_registry()  # up to 2.9 an equal mesh made before would lend its flattened axes, at no cost
+        reset_mesh_registry()  # up to 2.9 the flattened axes of an equal mesh made before would be found
         root = plain.init_device_mesh("cpu", tuple(shape), mesh_dim_names=AXES)
         return root, [plain.flatten(plain.slice_mesh(root, axes), name) for name, axes in DERIVED.items()]
     pp, replicate, _, cp, tp = shape
@@ -97,7 +97,7 @@ def time_of(function: Callable[[], object], calls: int = 1) -> float:
 
 
 class Footprint:
-    """What building adds to a process: calls that make groups, groups, memory, threads and open files."""
+    """What building adds to a process: calls that create groups, groups, memory, threads and open files."""
 
     def __init__(self) -> None:
         self._calls = 0

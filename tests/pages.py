@@ -1,4 +1,4 @@
-"""Code blocks of the documentation, and running them."""
+"""Reads and runs the code blocks of the documentation."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Prints what torch's own calls do on the installed release: the facts behind eras.md.
+"""Prints what torch's own calls do on the installed release: the results in docs/eras.md.
 
     python -m tests.plain_torch
 
-Each question is asked in a forked process of its own, as rank 5 of a pretended world of 8 with a root mesh of the
-axes dp, cp and tp, two ranks each. What `automodel_mesh.compat` changes in torch is undone first.
+Each call is made in its own forked process, as rank 5 of a fake world of 8 with a root mesh of the axes dp, cp and tp,
+two ranks each. What `automodel_mesh.compat` changes in torch is undone first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def slice_of_a_slice() -> str:
 def name_of_a_flattened_axis() -> str:
     """Flattening under the name of another flattened axis."""
     root = build()
-    # Not a name of one letter: up to 2.9 torch's own check looks for the name among the letters of the taken ones.
+    # Not a name of one letter: up to 2.9 torch checks whether the name is one of the letters of the names in use.
     plain.flatten(plain.slice_mesh(root, ("dp", "cp")), "fold")
     return verdict(plain.flatten(plain.slice_mesh(root, ("cp", "tp")), "fold"), [4, 5, 6, 7])
 
@@ -74,7 +74,7 @@ def flattened_from_the_root() -> str:
 
 
 def flattened_across_a_gap() -> str:
-    """The same, of parts that do not lie side by side."""
+    """The same, of axes that are not contiguous."""
     root = build()
     plain.flatten(plain.slice_mesh(root, ("dp", "tp")), "dp_tp")
     return verdict(plain.slice_mesh(root, "dp_tp"), [0, 1, 4, 5])
@@ -144,7 +144,7 @@ def axes_of_one_rank() -> str:
 
 
 def another_thread() -> str:
-    """What a second thread knows of a slice."""
+    """The root of a slice, in a second thread."""
     root = build()
     part = plain.slice_mesh(root, ("dp", "cp"))
     plain.flatten(part, "dp_cp")
@@ -156,7 +156,7 @@ def another_thread() -> str:
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
-    return "its root" if known == [True] else "no root"
+    return "found" if known == [True] else "not found"
 
 
 def equal_roots() -> str:
@@ -167,12 +167,12 @@ def equal_roots() -> str:
 
 
 def dropped() -> str:
-    """A root and a slice of it that nobody holds any more."""
+    """A root and a slice of it without references."""
     root = build()
     gone = [weakref.ref(root), weakref.ref(plain.slice_mesh(root, "tp"))]
     del root
     gc.collect()
-    return "are kept" if any(reference() is not None for reference in gone) else "go"
+    return "stay in memory" if any(reference() is not None for reference in gone) else "are freed"
 
 
 def dynamo() -> str:
@@ -194,7 +194,7 @@ def outside() -> str:
     return "a group"
 
 
-QUESTIONS: tuple[Callable[[], str], ...] = (
+CALLS: tuple[Callable[[], str], ...] = (
     slice_of_a_slice,
     name_of_a_flattened_axis,
     name_of_a_native_axis,
@@ -218,28 +218,28 @@ QUESTIONS: tuple[Callable[[], str], ...] = (
 )
 
 
-def answer(question: Callable[[], str]) -> str:
-    """Ask one question, and put what came of it into a few words: torch's errors and warnings are answers."""
+def result_of(call: Callable[[], str]) -> str:
+    """Make a call and return its result in a few words: the value, the error that torch raises, whether it warns."""
     plain.restore_torch()
     with fake_world(8, rank=5), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = question()
+            found = call()
         except AttributeError as error:
             found = "absent" if "has no attribute" in str(error) else "AttributeError"
         except TypeError as error:
             found = "absent" if "unexpected keyword" in str(error) else "TypeError"
-        except Exception as error:  # noqa: BLE001 - which error torch raises is the answer
+        except Exception as error:  # noqa: BLE001 - which error torch raises is the result
             found = type(error).__name__
     return f"{found}, warns" if caught else found
 
 
 def main() -> None:
-    """Print a line for each question."""
+    """Print a line for each call."""
     sys.stdout.write(f"torch {compat.TORCH_VERSION}\n")
-    for question in QUESTIONS:
-        (found,) = run_ranks(answer, 1, question, backend=None)
-        sys.stdout.write(f"{str(question.__doc__).rstrip('.')}: {found}\n")
+    for call in CALLS:
+        (found,) = run_ranks(result_of, 1, call, backend=None)
+        sys.stdout.write(f"{str(call.__doc__).rstrip('.')}: {found}\n")
 
 
 if __name__ == "__main__":

@@ -35,14 +35,14 @@ def list_sessions(*arguments: str) -> dict[str, dict[str, Any]]:
 
 
 def label(release: Version) -> str:
-    """Say how a release is called in a session's name."""
+    """Return the name of a release in the names of sessions."""
     short = f"{release.major}.{release.minor}"
     newest = max(other for other in RELEASES if (other.major, other.minor) == (release.major, release.minor))
     return short if release == newest else str(release)
 
 
 def labels_by_era() -> list[list[str]]:
-    """Return how the releases of each era are called."""
+    """Return the names of the releases of each era."""
     eras: dict[str, list[str]] = {}
     for release in RELEASES:
         eras.setdefault(era_name(release), []).append(label(release))
@@ -50,7 +50,7 @@ def labels_by_era() -> list[list[str]]:
 
 
 def short_run() -> list[str]:
-    """Return how the releases of the short run are called."""
+    """Return the names of the releases of the short run."""
     marked = [release for release, row in zip(RELEASES, ROWS, strict=True) if row.get("short_run")]
     return [label(release) for release in sorted({*marked, RELEASES[-1]})]
 
@@ -60,8 +60,8 @@ def test_rows_are_sorted_and_unique() -> None:
     assert sorted(set(RELEASES)) == RELEASES
 
 
-def test_rows_span_what_compat_promises() -> None:
-    """The first row is the oldest torch that compat supports, the last the newest that it calls tested."""
+def test_rows_span_the_supported_releases() -> None:
+    """The first row is the oldest torch that compat supports, the last is `NEWEST_TESTED_TORCH`."""
     assert (RELEASES[0], RELEASES[-1]) == (MINIMUM_TORCH, NEWEST_TESTED_TORCH)
 
 
@@ -83,7 +83,7 @@ def test_readme_names_the_releases() -> None:
 
 
 @each_row
-def test_python_suits_the_wheel(row: dict[str, Any]) -> None:
+def test_the_python_of_a_row_is_supported(row: dict[str, Any]) -> None:
     """A row's Python is one that both the torch wheel and this package accept."""
     python = Version(row["python"])
     assert python in SpecifierSet(row["requires_python"])
@@ -98,7 +98,7 @@ def test_pythons_of_the_classifiers_are_covered() -> None:
 
 
 @each_row
-def test_backends_are_known(row: dict[str, Any]) -> None:
+def test_backends_of_a_row_are_known(row: dict[str, Any]) -> None:
     """A row names gloo and fake for the CPU, and NCCL or gloo for CUDA."""
     assert set(row["backends"]) == {"gloo", "fake"}
     assert row["cuda_backends"]
@@ -107,7 +107,7 @@ def test_backends_are_known(row: dict[str, Any]) -> None:
 
 @each_row
 def test_rows_have_no_unknown_keys(row: dict[str, Any]) -> None:
-    """A row holds the keys that the file's head explains, so that a misspelt key is found."""
+    """A row has only keys that the comment at the top of the file explains, so that a misspelt key is found."""
     known = {"torch", "python", "requires_python", "backends", "cuda_backends", "short_run", "expected_failures"}
     assert set(row) <= known
     assert row.get("short_run", True) is True
@@ -115,7 +115,7 @@ def test_rows_have_no_unknown_keys(row: dict[str, Any]) -> None:
 
 @each_row
 def test_expected_failures_name_tests_and_reasons(row: dict[str, Any]) -> None:
-    """An expected failure names a test function that exists, and says why it fails."""
+    """An expected failure names a test function that exists, and has a reason."""
     for node, reason in row.get("expected_failures", {}).items():
         path, *_, function = node.partition("[")[0].split("::")
         assert f"def {function}(" in (ROOT / path).read_text()
@@ -151,7 +151,7 @@ def test_plain_nox_runs_the_short_list() -> None:
 
 
 def test_each_session_installs_the_row_of_its_name() -> None:
-    """A short name such as `tests-2.9` stands for the newest patch listed; another patch has its full number."""
+    """A short name such as `tests-2.9` installs the newest listed patch; another patch has its full number."""
     sessions = list_sessions("-t", "matrix")
     for release in RELEASES:
         assert f"torch {release}," in sessions[f"tests-{label(release)}"]["description"]
@@ -167,14 +167,14 @@ def test_every_session_says_what_it_does() -> None:
 
 
 def test_workflow_runs_what_plain_nox_runs() -> None:
-    """The GitHub workflow names each session of plain `nox`, but for the tests, which it takes from the matrix."""
+    """The GitHub workflow runs each session of plain `nox`; the tests sessions come from the matrix."""
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     (named,) = re.findall(r"^ *session: \[(.*)\]$", workflow, re.MULTILINE)
     assert {name for name in list_sessions() if not name.startswith("tests-")} <= set(named.split(", "))
 
 
 def test_workflow_takes_its_matrix_from_nox() -> None:
-    """The GitHub workflow names no torch release and no matrix Python of its own."""
+    """The GitHub workflow names no torch release, and no Python of the matrix."""
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     assert "nox --list --json -t matrix" in workflow
     assert [row["torch"] for row in ROWS if row["torch"] in workflow] == []

@@ -1,4 +1,4 @@
-"""The `automodel-mesh` command, run as one: exit status, text, JSON, and what it does without its extras."""
+"""The `automodel-mesh` command, run in a process: exit status, text, JSON, and behaviour without the extras."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_json_has_the_failures_of_a_check() -> None:
 
 @pytest.mark.release_independent
 def test_a_terminal_with_rich_shows_a_table() -> None:
-    """On a terminal with rich there is a table, and failures keep their text as it is."""
+    """On a terminal with rich there is a table, and the text of failures is unchanged."""
     pytest.importorskip("rich")
     status, seen, _ = on_a_terminal(FAILING_RUN, ["doctor", "--ranks", "2"])
     assert status == 1

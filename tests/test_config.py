@@ -1,4 +1,4 @@
-"""The configurations: their defaults, what they take and refuse, and how they fit torch."""
+"""The configurations: their defaults, valid and invalid values, and their agreement with torch."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ INVALID: list[tuple[type[Any], str, object, type[Exception], str]] = [
 @pytest.mark.release_independent
 @pytest.mark.parametrize(("kind", "name"), STRATEGY_CONFIGS)
 def test_each_strategy_has_its_name(kind: type[DistributedStrategyConfig], name: str) -> None:
-    """A configuration is known by a name that the planner takes, and so is that of a subclass."""
+    """`strategy_name` returns a name that the planner accepts, for instances of subclasses too."""
     derived: Any = type("Derived", (kind,), {})
     assert strategy_name(kind()) == strategy_name(derived()) == kind.strategy == name
     assert name in STRATEGIES
@@ -206,16 +206,16 @@ def test_every_strategy_has_a_configuration_and_its_aliases() -> None:
 
 @pytest.mark.release_independent
 @pytest.mark.parametrize("wrong", ["fsdp2", None, FSDP2Config, object(), type("Other", (), {"strategy": "zero"})()])
-def test_what_is_no_configuration_is_refused(wrong: object) -> None:
-    """The error lists the classes and names what was given."""
+def test_an_object_that_is_not_a_configuration_is_refused(wrong: object) -> None:
+    """The error lists the classes and shows the given object."""
     with pytest.raises(TypeError, match=rf"FSDP2Config, MegatronFSDPConfig, DDPConfig, got {type(wrong).__name__}"):
         strategy_name(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.release_independent
 @pytest.mark.parametrize("kind", KINDS)
-def test_configurations_are_values(kind: type[Any]) -> None:
-    """The fields have these defaults, equal configurations hash alike, and none can be changed."""
+def test_configurations_are_compared_by_value_and_cannot_be_changed(kind: type[Any]) -> None:
+    """The fields have these defaults, equal configurations have equal hashes, and none can be changed."""
     config = kind()
     assert config.to_dict() == DEFAULTS[kind]
     assert list(config.to_dict()) == list(DEFAULTS[kind])
@@ -229,7 +229,7 @@ def test_configurations_are_values(kind: type[Any]) -> None:
 @pytest.mark.release_independent
 @pytest.mark.parametrize(("kind", "name", "value"), VALID)
 def test_a_valid_value_is_kept_as_it_is(kind: type[Any], name: str, value: object) -> None:
-    """A field keeps the very object given, `to_dict` gives it on, and the configuration made of that dict is equal."""
+    """A field keeps the given object, `to_dict` returns it, and the configuration made from that dict is equal."""
     config = kind(**{name: value})
     fields = config.to_dict()
     assert fields[name] is value
@@ -256,7 +256,7 @@ def test_an_invalid_value_is_refused(
 @pytest.mark.release_independent
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flag_is_true_or_false(kind: type[Any]) -> None:
-    """Each flag can be turned; what is only taken for true or false by Python is refused."""
+    """Each flag can be `True` or `False`; other values that are true or false in Python are refused."""
     flags = [name for name, default in DEFAULTS[kind].items() if isinstance(default, bool)]
     for name in [name for name in flags if name != "activation_checkpointing"]:
         turned = not DEFAULTS[kind][name]
@@ -277,15 +277,15 @@ def test_full_checkpointing_has_one_meaning(kind: type[DistributedStrategyConfig
 
 
 @pytest.mark.release_independent
-def test_a_table_takes_the_place_of_a_schedule() -> None:
-    """With a file for the schedule, its name can be `None`, but not be wrong."""
+def test_a_schedule_file_replaces_the_name_of_a_schedule() -> None:
+    """With a file for the schedule, the name of a schedule can be `None`, but not unknown."""
     assert PipelineConfig(pp_schedule=None, pp_schedule_csv="schedule.csv").pp_schedule is None
     with pytest.raises(ValueError, match="pp_schedule='gpip' is not known"):
         PipelineConfig(pp_schedule="gpip", pp_schedule_csv="schedule.csv")
 
 
 @pytest.mark.release_independent
-def test_a_micro_batch_divides_the_batch() -> None:
+def test_a_micro_batch_must_divide_the_batch() -> None:
     """The batch is a multiple of the micro-batch."""
     config = PipelineConfig(pp_batch_size=8, pp_microbatch_size=2)
     assert (config.pp_batch_size, config.pp_microbatch_size) == (8, 2)
@@ -295,8 +295,8 @@ def test_a_micro_batch_divides_the_batch() -> None:
 
 @pytest.mark.release_independent
 @pytest.mark.parametrize("module", [strategy_configs, pipelining_config, config_module])
-def test_every_field_says_its_default(module: Any) -> None:
-    """Under each field of each configuration there is a string that says what the default is."""
+def test_every_field_documents_its_default(module: Any) -> None:
+    """Each field of each configuration has a docstring that says what the default is."""
     kinds = [node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef)]
     assert kinds
     for kind in (kind for kind in kinds if kind.name.endswith("Config")):
@@ -307,12 +307,12 @@ def test_every_field_says_its_default(module: Any) -> None:
                 assert "By default" in " ".join(str(following.value.value).split()), ast.unparse(line)
 
 
-# --- how they fit torch
+# --- agreement with torch
 
 
 @pytest.mark.parametrize(("kind", "name", "policy"), POLICIES)
 def test_a_policy_of_torch_is_kept_as_it_is(kind: type[Any], name: str, policy: object) -> None:
-    """Policies are handed on, not taken apart; a configuration with one can be compared and hashed."""
+    """A policy of torch is kept as the same object; a configuration with one can be compared and hashed."""
     config = kind(**{name: policy})
     assert config.to_dict()[name] is policy
     assert config == kind(**config.to_dict()) != kind()
@@ -321,7 +321,7 @@ def test_a_policy_of_torch_is_kept_as_it_is(kind: type[Any], name: str, policy: 
 
 @pytest.mark.release_independent  # a new schedule comes with the newest release, and the import takes seconds
 def test_the_schedules_are_those_of_torch() -> None:
-    """Every schedule that torch knows by name is valid, and torch knows all but the ones of later releases."""
+    """Every name of a schedule in torch is valid, and torch has all valid names except those of later releases."""
     from torch.distributed.pipelining.schedules import get_schedule_class  # noqa: PLC0415 - dear, for this test alone
 
     with pytest.raises(ValueError, match="valid options") as caught:

@@ -1,4 +1,4 @@
-"""`DistributedSetup`: each argument of `build`, each error it promises, plain meshes, and setups made directly."""
+"""`DistributedSetup`: each argument and each error of `build`, plain meshes, and setups made directly."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sizes_of(setup: DistributedSetup) -> dict[str, int | None]:
 
 
 def policies_of(setup: DistributedSetup) -> list[object]:
-    """Return what the setup says of pipelines and experts."""
+    """Return the settings for pipelines and experts."""
     return [setup.pipeline_config, setup.moe_parallel_config]
 
 
@@ -51,7 +51,7 @@ def policies_of(setup: DistributedSetup) -> list[object]:
 
 @pytest.mark.parametrize("name", [*STRATEGY_MAP, "FSDP2", "Megatron-FSDP", "DDP"])
 def test_a_strategy_is_given_by_name(name: str) -> None:
-    """Every name of the map, in any case, stands for the defaults of its configuration."""
+    """Every name of the map, in any case, gives its configuration with the defaults."""
     with fake_world(8), DistributedSetup.build(name) as setup:
         assert setup.strategy_config == STRATEGY_MAP[name.lower()]()
         assert (setup.device_mesh is None) == (name.lower() == "ddp")
@@ -72,7 +72,7 @@ def test_a_strategy_is_given_as_a_configuration(config: DistributedStrategyConfi
 
 
 def test_every_argument_can_be_left_out() -> None:
-    """The default is FSDP2 over all ranks, without policies."""
+    """The default is FSDP2 over all ranks, without settings for pipelines or experts."""
     with fake_world(8), DistributedSetup.build() as setup:
         assert setup.strategy_config == FSDP2Config()
         assert sizes_of(setup) == {"dp_size": 8}
@@ -82,8 +82,8 @@ def test_every_argument_can_be_left_out() -> None:
         assert setup.device_mesh is setup.mesh_context.device_mesh is not None
 
 
-def test_the_documented_quick_start_builds() -> None:
-    """The first example that NeMo AutoModel's page gives makes this setup, and can be called by position as well."""
+def test_the_documented_quick_start_builds_a_setup() -> None:
+    """The first example of NeMo AutoModel's documentation builds this setup, also with positional arguments."""
     config, sizes = FSDP2Config(sequence_parallel=True), ParallelismSizes(tp_size=2)
     with (
         fake_world(8),
@@ -117,7 +117,7 @@ def test_the_documented_quick_start_builds() -> None:
 def test_the_meshes_have_the_sizes_asked_for(
     strategy: str, sizes: dict[str, int], expected: dict[str, int | None]
 ) -> None:
-    """What was asked for is kept, and what was built is read from the meshes."""
+    """The requested sizes are kept, and the sizes of the meshes are read from the meshes."""
     asked = ParallelismSizes(**sizes)
     with fake_world(8), DistributedSetup.build(strategy, asked) as setup:
         assert setup.parallelism_sizes is asked
@@ -141,7 +141,7 @@ def test_the_meshes_have_the_sizes_asked_for(
 def test_a_policy_is_an_object_a_dict_or_the_default(
     name: str, sizes: ParallelismSizes, kind: type[Any], values: dict[str, object]
 ) -> None:
-    """An object is kept as it is, a dict has the object's fields, and `None` stands for the defaults where needed."""
+    """An object is kept as it is, a dict is converted, and `None` means the defaults if the setting is needed."""
     given = kind(**values)
     for argument, expected in [(given, given), (values, given), ({}, kind()), (None, kind())]:
         arguments: dict[str, Any] = {name: argument}
@@ -152,7 +152,7 @@ def test_a_policy_is_an_object_a_dict_or_the_default(
 
 # --- activation checkpointing
 
-MODES: list[tuple[Any, Any, object]] = [  # the strategy, the mode asked for, the one kept
+MODES: list[tuple[Any, Any, object]] = [  # the strategy, the given mode, the resulting one
     *((name, False, False) for name in ("fsdp2", "ddp", "mfsdp")),
     *((name, mode, True) for name in ("fsdp2", "ddp", "mfsdp") for mode in (True, "full")),
     *((name, "selective", "selective") for name in ("fsdp2", "ddp")),
@@ -165,8 +165,8 @@ MODES: list[tuple[Any, Any, object]] = [  # the strategy, the mode asked for, th
 ]
 
 
-def test_activation_checkpointing_is_asked_for_in_one_place() -> None:
-    """The setup has the mode asked for here or in the strategy's configuration, `True` for `"full"` too."""
+def test_activation_checkpointing_is_set_in_one_place() -> None:
+    """The setup has the mode given to it or to the strategy's configuration; `"full"` becomes `True`."""
     with fake_world(8):
         for strategy, asked, kept in MODES:
             with DistributedSetup.build(strategy, activation_checkpointing=asked) as setup:
@@ -177,7 +177,7 @@ def test_activation_checkpointing_is_asked_for_in_one_place() -> None:
 
 
 def test_the_number_of_ranks_is_found_or_given() -> None:
-    """Without `world_size` the process group is asked; with a smaller one the model has the first ranks."""
+    """Without `world_size` all ranks of the process group are used; with a smaller one, the first ranks."""
     with fake_world(6), DistributedSetup.build() as setup:
         assert setup.mesh_context.dp_size == 6
     for rank in (1, 5):
@@ -186,8 +186,8 @@ def test_the_number_of_ranks_is_found_or_given() -> None:
             assert setup.mesh_context.is_member == (rank < 4)
 
 
-def test_bad_arguments_start_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a launcher has prepared is not started for arguments that cannot be met."""
+def test_bad_arguments_do_not_initialise_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a launcher's environment, wrong arguments raise before torch.distributed is initialised."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     bad: list[dict[str, Any]] = [
         {"world_size": 4},
@@ -283,7 +283,7 @@ INVALID: list[tuple[Mapping[str, Any], type[Exception], str]] = [
 
 
 def check_invalid() -> None:
-    """Build with each set of bad arguments, and see that none made a process group."""
+    """Build with each set of bad arguments, and check that none created a process group."""
     before = worlds.live_process_groups()
     for arguments, error, message in INVALID:
         with pytest.raises(error, match=message):
@@ -292,18 +292,18 @@ def check_invalid() -> None:
 
 
 def test_bad_arguments_are_refused_before_a_group_is_made() -> None:
-    """Each error names the field, its value and what would do, and leaves nothing behind."""
+    """Each error names the field, its value and valid values, and no process group was created."""
     with fake_world(8, rank=3):
         check_invalid()
 
 
 @pytest.mark.ranks(8)
 def test_a_setup_is_built_or_refused_alike_on_all_ranks(no_leaks: None, mesh_registry_reset: None) -> None:
-    """Bad arguments hang no rank; good ones build every group with its timeout; ranks outside a subset get an error."""
+    """Bad arguments raise on every rank; valid ones build groups with the timeout; ranks outside a subset raise."""
     check_invalid()
     sizes = ParallelismSizes(pp_size=2, tp_size=2, ep_size=2)
     with DistributedSetup.build("fsdp2", sizes, {"pp_schedule": "gpipe"}, timeout_minutes=7) as setup:
-        dist.barrier()  # nobody closes a connection that another rank still makes
+        dist.barrier()  # no rank closes a connection that another one is still making
         assert sizes_of(setup) == {"pp_size": 2, "tp_size": 2, "dp_size": 2, "ep_size": 2}
         assert setup.pipeline_config == PipelineConfig(pp_schedule="gpipe")
         assert setup.moe_parallel_config == MoEParallelizerConfig()
@@ -341,7 +341,7 @@ def test_a_setup_is_built_or_refused_alike_on_all_ranks(no_leaks: None, mesh_reg
 def test_a_plain_mesh_is_a_topology_without_policies(
     shape: tuple[int, ...], names: tuple[str, ...], sizes: dict[str, int | None]
 ) -> None:
-    """The mesh itself is kept, its sizes are read, there are no policies, and closing leaves its groups alone."""
+    """The mesh is kept, its sizes are read, there are no settings, and closing does not destroy its groups."""
     with fake_world(8):
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
         groups = worlds.live_process_groups()
@@ -354,8 +354,8 @@ def test_a_plain_mesh_is_a_topology_without_policies(
         assert worlds.live_process_groups() == groups
 
 
-def test_a_plain_mesh_has_known_axes() -> None:
-    """Other names and none are refused with the names there are, and what is no mesh as such."""
+def test_a_plain_mesh_with_unknown_axes_is_refused() -> None:
+    """A mesh with unknown names or none is refused with the known names; so is an object that is not a mesh."""
     with fake_world(8):
         with pytest.raises(ValueError, match=r"\['rows', 'tp'\], and \['rows'\] is not known .*'dp_shard', .*'tp'"):
             DistributedSetup.from_device_mesh(init_device_mesh("cpu", (4, 2), mesh_dim_names=("rows", "tp")))
@@ -370,8 +370,8 @@ def test_a_plain_mesh_has_known_axes() -> None:
 # --- made directly
 
 
-def test_a_setup_is_a_value() -> None:
-    """It cannot be changed or made by position; equal ones are equal and hash alike."""
+def test_a_setup_is_compared_by_value_and_cannot_be_changed() -> None:
+    """It cannot be changed or made with positional arguments; equal setups compare equal and have equal hashes."""
     setup = DistributedSetup(strategy_config=FSDP2Config(), activation_checkpointing="full")
     assert setup == DistributedSetup(strategy_config=FSDP2Config(), activation_checkpointing=True)
     assert hash(setup) == hash(DistributedSetup(strategy_config=FSDP2Config(), activation_checkpointing=True))
@@ -382,8 +382,8 @@ def test_a_setup_is_a_value() -> None:
         DistributedSetup(FSDP2Config())  # type: ignore[call-arg]
 
 
-def test_a_setup_describes_what_is_not_built() -> None:
-    """Without meshes the sizes asked for count; nothing is filled in, and closing it is no error."""
+def test_a_setup_without_meshes_has_the_requested_sizes() -> None:
+    """Without meshes it has the requested sizes, no other defaults, and can be closed."""
     assert DistributedSetup(strategy_config=FSDP2Config(), parallelism_sizes=PP).pipeline_config is None
     with DistributedSetup(
         strategy_config=FSDP2Config(), parallelism_sizes=PP, pipeline_config=PipelineConfig()
@@ -410,13 +410,13 @@ def test_a_setup_describes_what_is_not_built() -> None:
 )
 @pytest.mark.release_independent
 def test_a_setup_made_directly_is_checked(fields: dict[str, Any], error: type[Exception], message: str) -> None:
-    """The constructor runs the checks of `build`, and takes no names and dicts."""
+    """The constructor makes the same checks as `build`, and does not accept names and dicts."""
     with pytest.raises(error, match=message):
         DistributedSetup(**fields)
 
 
 def test_a_setup_made_directly_is_checked_against_its_meshes() -> None:
-    """The meshes' sizes count: policies need axes, strategies refuse some, and sizes asked for must be theirs."""
+    """Settings and strategy must fit the sizes of the meshes, and requested sizes must equal them."""
     with fake_world(8), MeshContext.build(FSDP2Config(), ParallelismSizes(pp_size=2, tp_size=2)) as context:
         for given in (None, ParallelismSizes(pp_size=2, tp_size=2), ParallelismSizes(dp_size=2, pp_size=2, tp_size=2)):
             setup = DistributedSetup(

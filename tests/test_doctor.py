@@ -1,4 +1,4 @@
-"""The doctor itself: how it runs checks on ranks, how it reports failures, and that its checks can fail."""
+"""`automodel-mesh doctor`: how it runs checks on ranks, how it reports failures, and that its checks can fail."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def fine(world: World) -> None:
 
 
 def broken_on_rank_1(world: World) -> None:
-    """Fail on one rank, while the other one waits for it."""
+    """Raise on one rank, while the other one waits for it."""
     if world.rank == 1:
         raise ContractBrokenError("wrong on rank one")
     dist.barrier()
 
 
 def hangs(world: World) -> None:
-    """Never end on rank 0."""
+    """Never return on rank 0."""
     if world.rank == 0:
         time.sleep(1000)
 
@@ -67,7 +67,7 @@ def dies(world: World) -> None:
 
 
 def checks_named(*names: str) -> list[Check]:
-    """Make a check of each function above that is named."""
+    """Return a check for each of these functions above."""
     return [Check(name, f"promise of {name}", globals()[name]) for name in names]
 
 
@@ -224,7 +224,7 @@ def test_ranks_that_cannot_start_fail_the_first_check_only(monkeypatch: pytest.M
 @pytest.mark.release_independent
 @pytest.mark.parametrize(("ranks", "timeout"), [(1, 10.0), (0, 10.0), (-3, 10.0), (2, 0.0), (2, -1.0)])
 def test_too_few_ranks_or_seconds_are_refused(ranks: int, timeout: float) -> None:
-    """Fewer than two ranks and a time limit of nothing are refused."""
+    """Fewer than two ranks and a time limit of zero are refused."""
     with pytest.raises(ValueError, match="ranks|timeout"):
         run_checks(ranks, timeout=timeout, checks=checks_named("fine"))
 
@@ -253,7 +253,7 @@ def test_each_check_passes_alone() -> None:
     assert [(result.name, result.failures) for result in report.results if not result.passed] == []
 
 
-# --- the checks can fail: each of these tests breaks one promise of the library
+# --- the checks can fail: each of these tests breaks a part of the library
 
 
 def failed_checks(*names: str) -> set[str]:
@@ -294,7 +294,7 @@ def test_slicing_by_torch_itself_fails_a_check(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.release_independent
 def test_wrong_roots_fail_the_checks_of_roots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If each mesh is taken for a root, every check about roots fails."""
+    """If each mesh is returned as its own root, every check about roots fails."""
 
     def itself(mesh: DeviceMesh) -> DeviceMesh:
         return mesh

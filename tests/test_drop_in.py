@@ -101,7 +101,7 @@ PROPERTIES = ("pp_size", "pp_enabled", "tp_size", "cp_size", "ep_size", "dp_size
 
 
 def find(module: str, path: str) -> Any:
-    """Return what a module offers by a name, or by a name in a class; old names warn."""
+    """Return an attribute of a module, or of a class in it; old names warn."""
     with warnings.catch_warnings():
         if module == "automodel_mesh.legacy":
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -119,7 +119,7 @@ def positional(function: Any) -> list[str]:
 
 @pytest.mark.parametrize("module", NAMES)
 def test_each_module_offers_the_documented_names(module: str) -> None:
-    """Every name is there, and takes the documented arguments in the documented order, by position or by name."""
+    """Every name exists, and accepts the documented arguments in the documented order, by position or by name."""
     for name, arguments in NAMES[module].items():
         found = find(module, name)
         if arguments is not None:
@@ -131,7 +131,7 @@ def test_each_module_offers_the_documented_names(module: str) -> None:
 
 @pytest.mark.release_independent
 def test_the_contexts_have_the_documented_properties() -> None:
-    """Both generations' contexts can be asked for every size, the current one for `dp_shard_size` too."""
+    """The contexts of both versions have a property for every size; only the current one has `dp_shard_size`."""
     current, old = find("automodel_mesh.mesh", "MeshContext")(), find("automodel_mesh.legacy", "MeshContext")()
     assert [getattr(current, name) for name in PROPERTIES] == [1, False, 1, 1, 1, None, None]
     assert [getattr(old, name) for name in PROPERTIES] == [1, False, 1, 1, 1, None, None]
@@ -159,7 +159,7 @@ def test_the_page_has_the_table_of_these_names() -> None:
 
 @pytest.mark.release_independent
 def test_the_page_says_what_replaces_each_old_name() -> None:
-    """It has a row for each, names the replacement that the warning names, and there is such a thing."""
+    """It has a row for each, with the replacement that the warning names, and the replacement exists."""
     rows = {row[0].strip(" `"): re.findall(r"`(.*?)`", row[1]) for row in table_rows() if len(row) == 2}
     assert rows.keys() == NAMES["automodel_mesh.legacy"].keys()
     legacy = importlib.import_module("automodel_mesh.legacy")
@@ -174,7 +174,7 @@ def test_the_page_says_what_replaces_each_old_name() -> None:
 
 @pytest.fixture
 def scripts(tmp_path: Path) -> dict[str, str]:
-    """Write the page's scripts into files, run the page's commands on them, and return what became of them."""
+    """Write the page's scripts into files, run the page's commands on them, and return the changed files."""
     before = dict(zip(("train.py", "old.py"), blocks(PAGE, "python"), strict=True))
     for name, text in before.items():
         (tmp_path / name).write_text(text)

@@ -1,4 +1,4 @@
-"""The example in docs/examples: as its page says to start it, on eight ranks, and on more topologies on forked ones."""
+"""The example in docs/examples: the commands of its page, and more topologies on forked ranks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REASON = (
 )
 needs_transformers = pytest.mark.skipif(not CAN_RUN, reason=REASON)
 
-sys.path.insert(0, str(EXAMPLES))  # as Python does for a script that lies there
+sys.path.insert(0, str(EXAMPLES))  # as Python does for a script in that folder
 example: Any = importlib.import_module("train_transformers")
 if CAN_RUN:
     # Imported once, before the ranks are forked: transformers, and torch's compiler, which the first DTensor imports.
@@ -46,7 +46,7 @@ sys.path.remove(str(EXAMPLES))
 
 
 def test_the_page_shows_what_is_tested() -> None:
-    """There are commands for a launcher and for one process, and other arguments to try."""
+    """The page has commands for a launcher and for one process, and a table of other arguments."""
     assert [line.split()[0] for line in COMMANDS] == ["torchrun", "torchrun", "python"]
     assert len(ARGUMENTS) == 4
 
@@ -54,13 +54,13 @@ def test_the_page_shows_what_is_tested() -> None:
 def run(arguments: str) -> int:
     """Run the script in this process, on each rank of a test, and return its exit status."""
     status: int = example.main(arguments.split())
-    dist.barrier()  # no rank ends its groups while another one still makes some
+    dist.barrier()  # no rank destroys its groups while another one still creates some
     return status
 
 
 @pytest.mark.skipif(CAN_RUN, reason="the example can run here")
-def test_says_why_it_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where torch is too old for it or transformers missing, the script says so and ends with status 3."""
+def test_the_script_says_why_it_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """If torch is too old or transformers is missing, the script says so and exits with 3."""
     assert example.main([]) == 3
     output = capsys.readouterr()
     assert not output.out
@@ -70,7 +70,7 @@ def test_says_why_it_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def start_line(tmp_path: Path) -> Any:
-    """Return a function that runs a command line of the page, and gives the completed process."""
+    """Return a function that runs a command line of the page and returns the completed process."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -85,8 +85,8 @@ def start_line(tmp_path: Path) -> Any:
 
 
 @needs_transformers
-def test_commands_of_the_page(start_line: Any) -> None:
-    """Each command of the page, in its order, trains as one process does, rank 0 says so alone, and nothing warns."""
+def test_commands_of_the_page_train_as_one_process_does(start_line: Any) -> None:
+    """Each command of the page, in order, has the losses of one process; only rank 0 prints; there is no warning."""
     for line in COMMANDS:
         done = start_line(line)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
@@ -97,15 +97,15 @@ def test_commands_of_the_page(start_line: Any) -> None:
 @needs_transformers
 @pytest.mark.parametrize("arguments", ARGUMENTS)
 @pytest.mark.ranks(8, timeout=120)
-def test_trains_on_any_topology(arguments: str) -> None:
+def test_losses_on_every_topology_equal_those_of_one_process(arguments: str) -> None:
     """With the arguments that the page lists, the losses of eight ranks are those of one process."""
     assert run(arguments) == 0
 
 
 @needs_transformers
 @pytest.mark.ranks(8, timeout=120)
-def test_checkpoints_fit_other_topologies(tmp_path: Path) -> None:
-    """What context and tensor parallel ranks save goes on as it would have, on FSDP alone and on a mesh of `tp`."""
+def test_a_checkpoint_is_loaded_on_other_topologies(tmp_path: Path) -> None:
+    """Training continues from a checkpoint with the same losses, with FSDP alone and on a mesh of `tp`."""
     folder = tmp_path / "checkpoint"
     assert run(f"--cp 2 --tp 2 --steps 2 --checkpoint {folder}") == 0
     assert run(f"--load {folder}") == 0
@@ -114,8 +114,8 @@ def test_checkpoints_fit_other_topologies(tmp_path: Path) -> None:
 
 @needs_transformers
 @pytest.mark.ranks(2, timeout=120)
-def test_losses_that_differ_are_told(tmp_path: Path) -> None:
-    """A run that goes on from another run's checkpoint ends with status 1 on all ranks."""
+def test_different_losses_exit_with_1(tmp_path: Path) -> None:
+    """A run that continues from the checkpoint of a different run exits with 1 on all ranks."""
     assert run(f"--tp 2 --steps 1 --checkpoint {tmp_path}") == 0
     assert run(f"--tp 2 --seed 1 --load {tmp_path}") == 1
 
@@ -123,7 +123,7 @@ def test_losses_that_differ_are_told(tmp_path: Path) -> None:
 @needs_transformers
 @pytest.mark.ranks(8, timeout=120)
 def test_parameters_are_sharded() -> None:
-    """A rank of two replicas with tensor parallelism holds a quarter of each layer's matrices."""
+    """With two replicas and tensor parallelism a rank has a quarter of each layer's matrices."""
     sharded = example.start_run(example.read_arguments(shlex.split("--dp-replicate 2 --tp 2")))
     for parameter in sharded.model.model.layers.parameters():
         parts = 4 if parameter.ndim == 2 else 2
@@ -140,15 +140,15 @@ def test_parameters_are_sharded() -> None:
         (DistributedSetup(activation_checkpointing="selective"), "activation_checkpointing='selective'"),
     ],
 )
-def test_loader_refuses_what_it_cannot_do(setup: DistributedSetup, message: str) -> None:
-    """The loader says what it cannot do, rather than leaving it out."""
+def test_the_loader_refuses_unsupported_settings(setup: DistributedSetup, message: str) -> None:
+    """A setting that the loader does not support is an error that names it."""
     with pytest.raises(NotImplementedError, match=message):
         training.start(0, setup)
 
 
 @needs_transformers
-def test_loader_keeps_the_contract() -> None:
-    """The loader takes one of `distributed_setup` and `device_mesh`, and none of the keywords of old."""
+def test_the_loader_takes_a_setup_or_a_mesh() -> None:
+    """The loader takes one of `distributed_setup` and `device_mesh`, and none of the retired keywords."""
     with pytest.raises(TypeError, match="tp_size"):
         training.TinyCausalLM.from_config(training.new_config(), tp_size=2)
     whole = training.TinyCausalLM.from_config(training.new_config())

@@ -1,4 +1,4 @@
-"""The modules import each other without a circle, also where an import stands in a function or in a string."""
+"""The modules have no circular imports, counting imports in functions and by strings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sources() -> dict[str, str]:
 
 
 def nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk a tree, the bodies of functions included, without what stands under `if TYPE_CHECKING:`."""
+    """Yield the nodes of a syntax tree, including the bodies of functions, without those under `if TYPE_CHECKING:`."""
     yield node
     if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
         children: list[ast.AST] = [*node.orelse]
@@ -44,7 +44,7 @@ def nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports_of(text: str, modules: Mapping[str, object]) -> set[str]:
-    """Return which of the modules a text imports; `from a import b` imports `a.b` where that is a module, else `a`."""
+    """Return the modules that a text imports; `from a import b` imports `a.b` if that is a module, else `a`."""
     nodes = list(nodes_that_run(ast.parse(text)))
     used = {getattr(node, "id", getattr(node, "attr", "")) for node in nodes}
     names: list[str] = []
@@ -60,7 +60,7 @@ def imports_of(text: str, modules: Mapping[str, object]) -> set[str]:
 
 
 def circle_in(texts: Mapping[str, str]) -> list[str]:
-    """Return modules each of which imports the next, the first one again at the end; none where there is no circle."""
+    """Return modules each of which imports the next, the first one again at the end; empty if there is no circle."""
     try:
         TopologicalSorter({module: imports_of(text, texts) for module, text in texts.items()}).prepare()
     except CycleError as error:
@@ -89,8 +89,8 @@ def test_no_modules_import_each_other() -> None:
         "from pkgutil import resolve_name\nHOME = 'p.a:Name'\ndef use(): resolve_name(HOME)",
     ],
 )
-def test_a_circle_is_found_however_it_is_hidden(back: str) -> None:
-    """An import at the top, in a function, or by a string closes a circle; one for type checkers alone does not."""
+def test_each_kind_of_import_circle_is_found(back: str) -> None:
+    """An import at the top, in a function, or by a string can close a circle; one for type checkers cannot."""
     texts = {"p": "", "p.a": "from p import b", "p.b": "import p.c", "p.c": back}
     found = circle_in(texts)
     assert found[0] == found[-1]

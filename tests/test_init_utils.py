@@ -1,4 +1,4 @@
-"""`initialize_distributed` and what says who a process is, before and after."""
+"""`initialize_distributed`, the shutdown at exit, and the functions for ranks and numbers of ranks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from automodel_mesh.init_utils import (
 from automodel_mesh.testing import DeviceBackend, unavailable_reason
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 120.0  # far more than any run here needs: the limit is for a hang
+SECONDS = 120.0  # far more than any run here needs: it only ends a run that hangs
 LAUNCHED = {
     "RANK": "0",
     "WORLD_SIZE": "1",
@@ -49,13 +49,13 @@ READERS = [
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no variable of a launcher reach a test from outside."""
+    """Remove a launcher's variables from the environment of each test."""
     for name in init_utils.LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 def command(*words: str) -> subprocess.Popen[str]:
-    """Start a Python that stops at every warning, in a session of its own; its output can be read."""
+    """Start Python with warnings as errors, in a session of its own, with its output in pipes."""
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     # What torch's C++ code logs, and torchrun's advice on threads, depend on the machine.
     environment |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
@@ -69,9 +69,9 @@ def command(*words: str) -> subprocess.Popen[str]:
 
 
 def without_gloo(output: str) -> str:
-    """Remove what gloo of torch 2.7 to 2.9 puts out for each group, in pieces that those of other ranks get between.
+    """Remove the output of gloo of torch 2.7 to 2.9 for each group, which can be mixed with that of other ranks.
 
-    White space and digits go first: which piece they belong to cannot be told where pieces meet.
+    White space and digits are removed first: in mixed output one cannot see which rank they come from.
     """
     if "[Gloo] Rank " not in output:
         return output.strip()
@@ -80,7 +80,7 @@ def without_gloo(output: str) -> str:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[list[Any], str, str]:
-    """Wait for a program; return what it said (see `launched.say`), what else it put out, and its errors."""
+    """Wait for a program; return its lines of `launched.say`, its other output, and its stderr."""
     try:
         output, errors = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -101,8 +101,8 @@ def torchrun(ranks: int, scenario: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.release_independent
-def test_what_gloo_puts_out_is_told_from_the_rest() -> None:
-    """Its lines are removed though two ranks' pieces are mixed, and nothing else is."""
+def test_only_the_output_of_gloo_is_removed() -> None:
+    """Lines of gloo are removed even if those of two ranks are mixed, and nothing else is removed."""
     line = "[Gloo] Rank {} is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\n"
     mixed = "[Gloo] Rank [Gloo] Rank 01\n is connected to  is connected to 11 peer ranks.  peer ranks. "
     assert without_gloo(line.format(0) + line.format(1) + mixed) == ""
@@ -113,16 +113,16 @@ def test_what_gloo_puts_out_is_told_from_the_rest() -> None:
 # --- under a launcher
 
 
-def test_a_world_under_torchrun_starts_works_and_ends_silently() -> None:
-    """Each rank is told what torchrun says, a second call tells the same, and nothing is printed but by the program."""
+def test_ranks_under_torchrun_initialise_and_exit_without_output() -> None:
+    """Each rank has torchrun's numbers, a second call returns the same, and only the program prints."""
     process = torchrun(4, "work")
-    told, others, errors = finish(process)
+    said, others, errors = finish(process)
     assert (process.returncode, others, errors) == (0, "", "")
-    assert sorted(told) == [[rank, 4, rank, 4, "cpu", rank == 0, 6, True] for rank in range(4)]
+    assert sorted(said) == [[rank, 4, rank, 4, "cpu", rank == 0, 6, True] for rank in range(4)]
 
 
 def test_sigterm_ends_ranks_that_wait_for_each_other() -> None:
-    """A SIGTERM to torchrun ends it with failure and leaves no rank, though both wait inside gloo for ever."""
+    """A SIGTERM to torchrun ends it with failure and ends both ranks, although they wait in gloo forever."""
     process = torchrun(2, "stuck")
     assert process.stdout is not None
     pids: list[int] = []
@@ -139,14 +139,14 @@ def test_sigterm_ends_ranks_that_wait_for_each_other() -> None:
             os.kill(pid, 0)
 
 
-def test_ranks_end_by_themselves() -> None:
-    """No end waits for another rank, dead or alive; worlds of one do not meet; SIGTERM does what it did before.
+def test_ranks_exit_without_waiting_for_other_ranks() -> None:
+    """No rank waits for another one at exit; separate worlds of one do not connect; SIGTERM has its usual action.
 
-    - one_leaves: a rank ends with collectives under way in two groups, one of them still held, while its peer waits
-      for it to be gone.
-    - one_dies: a rank dies; its neighbour fails and ends, a collective under way; so does the neighbour's neighbour.
-    - alone: of two processes without a launcher SIGTERM ends one by its default action, and calls the handler that the
-      other had before.
+    - one_leaves: a rank exits during collectives in two groups, one of which it still refers to, while the other rank
+      waits until it is gone.
+    - one_dies: a rank dies; the rank that waits for it in a collective fails and exits, and so does the next one.
+    - alone: of two processes without a launcher, SIGTERM ends one by its default action, and calls the handler that the
+      other installed.
     """
     said, others, errors = finish(command("-m", "tests.launched"))
     ended = {"one_leaves": [0, 0], "one_dies": [1, 1, 7], "alone": [-signal.SIGTERM, 5]}
@@ -157,8 +157,8 @@ def test_ranks_end_by_themselves() -> None:
 # --- without a launcher
 
 
-def test_a_process_alone() -> None:
-    """It is rank 0 of 1; asking again gives the same, also in a new world after the first was destroyed."""
+def test_a_process_without_a_launcher_is_rank_0_of_1() -> None:
+    """It is rank 0 of 1; a second call returns the same, also after the process group was destroyed and made again."""
     expected = DistInfo("gloo", 0, 1, 0, 1, torch.device("cpu"), is_main=True)
     for timeout in (0.5, 3):
         assert initialize_distributed("gloo", timeout_minutes=timeout) == expected
@@ -171,12 +171,12 @@ def test_a_process_alone() -> None:
         expected.rank = 1  # type: ignore[misc]
 
 
-# --- in a world that is there already
+# --- with an existing process group
 
 
 @pytest.mark.ranks(2)
-def test_a_world_that_is_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is described, not changed; a backend it lacks is refused; what the process group says goes before RANK."""
+def test_an_existing_process_group_is_described_and_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is described and not changed; a backend that it lacks is refused; its rank takes precedence over RANK."""
     world, rank = dist.group.WORLD, dist.get_rank()
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
@@ -192,13 +192,13 @@ def test_a_world_that_is_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
     dist.barrier()
 
 
-# --- who this process is
+# --- ranks and numbers of ranks
 
 
 @pytest.mark.release_independent
 @pytest.mark.parametrize(("reader", "name", "least"), READERS)
-def test_a_reader_takes_whole_numbers_only(monkeypatch: pytest.MonkeyPatch, reader: Any, name: str, least: int) -> None:
-    """Without a world it reads its variable, gives its default without that, and names a value that it cannot be."""
+def test_variables_must_be_whole_numbers(monkeypatch: pytest.MonkeyPatch, reader: Any, name: str, least: int) -> None:
+    """Without a process group each function reads its variable or has a default; the error names an invalid value."""
     assert reader() == least
     monkeypatch.setenv(name, "12")
     assert reader() == 12
@@ -226,8 +226,8 @@ def test_a_reader_takes_whole_numbers_only(monkeypatch: pytest.MonkeyPatch, read
         (("gloo", "10"), TypeError, r"timeout_minutes='10' is of type str"),
     ],
 )
-def test_arguments_that_are_refused(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
-    """A wrong argument is named with its value and what would do, and nothing is initialised."""
+def test_wrong_arguments_are_refused(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    """The error names the argument, its value and valid values, and torch.distributed is not initialised."""
     with pytest.raises(error, match=message):
         initialize_distributed(*arguments)
     assert not dist.is_initialized()
@@ -251,10 +251,10 @@ def test_arguments_that_are_refused(arguments: tuple[Any, ...], error: type[Exce
         ({"LOCAL_WORLD_SIZE": "2"}, r"LOCAL_WORLD_SIZE=2 with WORLD_SIZE=1; LOCAL_WORLD_SIZE can be 1 at most"),
     ],
 )
-def test_environments_that_are_refused(
+def test_wrong_environments_are_refused(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], message: str
 ) -> None:
-    """An environment that is incomplete, malformed or at odds with itself is told so by the variable's name."""
+    """An environment that is incomplete, malformed or inconsistent is an error that names the variable."""
     for name, value in {**LAUNCHED, **changes}.items():
         if value is not None:
             monkeypatch.setenv(name, value)
@@ -264,17 +264,17 @@ def test_environments_that_are_refused(
 
 
 @pytest.mark.parametrize("backend", ["nccl", "cpu:gloo,cuda:nccl"])
-def test_nccl_without_a_gpu(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    """It is refused with the advice to use gloo."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides those there may be, as nothing has looked for them yet
+def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """The error for NCCL without a GPU advises to use gloo."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides any GPUs: CUDA is not initialised yet
     with pytest.raises(RuntimeError, match=rf"backend='{backend}' needs NCCL, and torch .* backend='gloo'"):
         initialize_distributed(backend)
     assert not dist.is_initialized()
 
 
 @pytest.mark.cuda
-def test_a_rank_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its device is the GPU of its local rank; a local rank beyond the GPUs there are is refused."""
+def test_a_rank_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is the GPU of the local rank; a local rank without a GPU is refused."""
     reason = unavailable_reason(DeviceBackend("cuda", "nccl"), 1)
     if reason is not None:
         pytest.skip(reason)

@@ -30,7 +30,7 @@ shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple)
 
 @st.composite
 def shape_and_dims(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A shape and some of its dims, ascending."""
+    """Draw a shape and some of its dims, ascending."""
     shape = draw(shapes)
     chosen = [dim for dim in range(len(shape)) if draw(st.booleans())] or [0]
     return shape, tuple(chosen)
@@ -39,7 +39,7 @@ def shape_and_dims(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 @given(shape_and_dims())
 @settings(derandomize=True, deadline=None)
 def test_groups_partition_the_grid_as_numpy_does(case: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    """Every group of a folded axis is a row of the transposed grid, and the group of each of its positions."""
+    """The groups of a folded axis are the rows of the transposed grid, and each position is in the group of its row."""
     shape, dims = case
     layout = fold(native_layouts(shape)[dim] for dim in dims)
     total = math.prod(shape)
@@ -52,7 +52,7 @@ def test_groups_partition_the_grid_as_numpy_does(case: tuple[tuple[int, ...], tu
 @given(shape_and_dims(), st.integers(0, 10**6))
 @settings(derandomize=True, deadline=None)
 def test_a_position_finds_the_start_of_its_own_group(case: tuple[tuple[int, ...], tuple[int, ...]], pick: int) -> None:
-    """The slice that contains a position begins at the start of that position's group."""
+    """The first position of a slice is the first one of the group that contains the position."""
     shape, dims = case
     layout = fold(native_layouts(shape)[dim] for dim in dims)
     total = math.prod(shape)
@@ -66,15 +66,15 @@ def test_a_position_finds_the_start_of_its_own_group(case: tuple[tuple[int, ...]
 @given(shapes)
 @settings(derandomize=True, deadline=None)
 def test_splitting_undoes_folding(shape: tuple[int, ...]) -> None:
-    """Splitting all axes folded into one gives back the axes of the shape."""
+    """Folding all axes into one and splitting it by the shape gives the axes of the shape."""
     native = native_layouts(shape)
     parts = split(fold(native), shape)
     assert parts is not None
     assert [fold([part]) for part in parts] == [fold([axis]) for axis in native]
 
 
-def test_a_fold_across_a_gap_splits_only_at_its_seams() -> None:
-    """An axis of 2 x 3 ranks that are not contiguous has parts of 2 and 3, and none of 3 and 2."""
+def test_a_non_contiguous_axis_splits_only_into_its_parts() -> None:
+    """An axis folded from 2 and 3 ranks that are not contiguous can be split into 2 x 3, and not into 3 x 2."""
     outer, _, inner = native_layouts((2, 5, 3))
     gapped = fold([outer, inner])
     assert split(gapped, (2, 3)) == (((2, 15),), ((3, 1),))
@@ -82,7 +82,7 @@ def test_a_fold_across_a_gap_splits_only_at_its_seams() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (2, 3, 4), (1, 4, 1, 2)])
-def test_only_axes_that_share_a_step_overlap(shape: tuple[int, ...]) -> None:
+def test_axes_overlap_exactly_if_they_share_an_axis(shape: tuple[int, ...]) -> None:
     """Two sets of native axes overlap exactly when they share an axis of more than one rank."""
     native = native_layouts(shape)
     subsets = [some for count in (1, 2) for some in combinations(range(len(shape)), count)]
@@ -93,8 +93,8 @@ def test_only_axes_that_share_a_step_overlap(shape: tuple[int, ...]) -> None:
             assert overlap(axes) == shared, (left, right)
 
 
-def test_order_matters_to_a_fold() -> None:
-    """Axes folded inner before outer do not ascend, and a process group would not keep that order."""
+def test_axes_folded_inner_first_do_not_ascend() -> None:
+    """Axes folded with the inner one first do not ascend, so a process group could not have their order."""
     outer, inner = native_layouts((2, 4))
     assert is_ascending(fold([outer, inner]))
     assert not is_ascending(fold([inner, outer]))

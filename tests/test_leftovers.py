@@ -1,4 +1,4 @@
-"""Nothing is left of releases that are not supported any more, and `tests.leftovers` finds what would be."""
+"""Nothing exists for torch releases that are no longer supported, and `tests.leftovers` finds what would."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.test_ci_matrix import RELEASES
 pytestmark = pytest.mark.release_independent
 
 
-def test_nothing_is_left() -> None:
-    """Nothing in the checkout is there for unsupported releases only."""
+def test_nothing_exists_for_unsupported_releases_only() -> None:
+    """Nothing in the checkout exists for unsupported releases only."""
     assert current_floor(CHECKOUT) == MINIMUM_TORCH
     left = leftovers(CHECKOUT, MINIMUM_TORCH)
     assert not left, "\n".join(map(str, left))
@@ -40,7 +40,7 @@ def test_each_fact_goes_when_all_releases_agree_on_it(monkeypatch: pytest.Monkey
 
 
 def test_each_fact_is_used() -> None:
-    """Some module in `compat/` asks for each fact."""
+    """Each fact is used by a module in `compat/`."""
     modules = [path.read_text() for path in (CHECKOUT / "compat").rglob("*.py")]
     assert [name for name in floors_of_facts(CHECKOUT) if not any(f"facts.{name}" in text for text in modules)] == []
 
@@ -52,12 +52,12 @@ def test_each_era_but_the_last_says_when_it_goes() -> None:
         assert f"floor reaches {next_release}." in docstring
 
 
-# --- what is found
+# --- the search
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Make a checkout in miniature: two eras, the second from 2.10 on, and a fact that goes at 2.8."""
+    """Make a small checkout: two eras, the second from 2.10 on, and a fact to delete at 2.8."""
     fact = (
         'OLD_WAY: Final = not torch_at_least("2.8")\n"""Torch had another.\n\nDelete when the floor\nreaches 2.8."""\n'
     )
@@ -74,7 +74,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def found(checkout: Path, floor: str) -> list[tuple[str, int, str]]:
-    """Return what is left at a floor: file, line, and the words of the remedy before the colon."""
+    """Return what is left at a floor: file, line, and the remedy up to the colon."""
     return [(place.path, place.line, place.remedy.partition(":")[0]) for place in leftovers(checkout, Version(floor))]
 
 
@@ -118,7 +118,7 @@ def test_a_fact_is_found_once(checkout: Path) -> None:
 def test_each_kind_of_leftover_is_found(
     path: str, line: str, floors: tuple[str, str], remedy: str, checkout: Path
 ) -> None:
-    """What goes at a floor is found there, with file and line, and is not found at the floor before."""
+    """What to delete at a floor is found at it, with file and line, and not at the floor before."""
     (checkout / path).parent.mkdir(parents=True, exist_ok=True)
     (checkout / path).write_text(f"\n{line}\n")
     before, from_then_on = floors
@@ -127,14 +127,14 @@ def test_each_kind_of_leftover_is_found(
 
 
 def test_an_era_whose_module_is_gone_is_still_found(checkout: Path) -> None:
-    """What names an era module that was deleted is found."""
+    """A text that names an era module which was deleted is found."""
     (checkout / ERAS / "since_2_06.py").unlink()
     (checkout / "README.md").write_text("See `since_2_06.py` and `since_2_10.py`.\n")
     assert ("README.md", 1, "since_2_06 serves no supported release") in found(checkout, "2.10")
 
 
-def test_the_command_says_what_would_be_left(capsys: pytest.CaptureFixture[str]) -> None:
-    """The command prints what is left, and exits with 1 if there is anything and with 0 if not."""
+def test_the_command_lists_what_would_be_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command prints what is left, and exits with 1 if there is anything, else with 0."""
     assert main([]) == 0
     assert capsys.readouterr().out == ""
     assert main([str(RELEASES[-1])]) == 1

@@ -1,4 +1,4 @@
-"""The older generation's `MeshContext`, its checks and conversions, and the warning that its names give."""
+"""`automodel_mesh.legacy`: the older `MeshContext`, its checks and conversions, and the warning on its names."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ OLD_NAMES = [
 
 
 def run_module(path: Path, text: str) -> list[warnings.WarningMessage]:
-    """Write a module, import it, and return every warning that this gave."""
+    """Write a module, import it, and return every warning."""
     path.write_text(text)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -77,7 +77,7 @@ def run_module(path: Path, text: str) -> list[warnings.WarningMessage]:
     ],
 )
 def test_an_importing_module_is_warned_once_at_its_own_line(tmp_path: Path, text: str, line: int) -> None:
-    """However many old names it takes, and in whichever way, one `DeprecationWarning` names its file and line."""
+    """A module that uses old names, any number and in any way, gets one `DeprecationWarning` with its file and line."""
     (warning,) = run_module(tmp_path / "user.py", text)
     assert warning.category is DeprecationWarning
     assert (warning.filename, warning.lineno) == (str(tmp_path / "user.py"), line)
@@ -94,14 +94,14 @@ def test_each_importing_module_is_warned(tmp_path: Path) -> None:
     assert run_module(tmp_path / "second.py", text) == []
 
 
-def test_where_warnings_are_errors_every_use_is_one() -> None:
-    """The error comes again at the next try, and no name slips through."""
+def test_every_use_raises_if_warnings_are_errors() -> None:
+    """If warnings are errors, each use of an old name raises, even the second."""
     for _ in range(2):
         with pytest.raises(DeprecationWarning, match=r"automodel_mesh\.legacy\.MeshContext is of an older generation"):
             importlib.import_module("automodel_mesh.legacy").MeshContext()
 
 
-def test_the_current_names_warn_nobody() -> None:
+def test_current_names_give_no_warning() -> None:
     """Importing any module, taking current names and asking for unknown names gives no warning.
 
     Warnings are errors in these tests.
@@ -127,8 +127,8 @@ def test_the_current_names_warn_nobody() -> None:
     assert set(OLD_NAMES) <= set(dir(legacy))
 
 
-def test_a_script_is_shown_its_line(tmp_path: Path) -> None:
-    """Under Python's own filters, which show a `DeprecationWarning` to scripts alone, a script sees it once."""
+def test_a_script_sees_the_warning_at_its_line(tmp_path: Path) -> None:
+    """With Python's default filters, which show a `DeprecationWarning` for scripts only, a script shows it once."""
     library, script = tmp_path / "library.py", tmp_path / "train.py"
     library.write_text("from automodel_mesh.legacy import MeshContext")
     script.write_text("import library\n\nfrom automodel_mesh.legacy import MeshContext, STRATEGY_MAP")
@@ -142,7 +142,7 @@ def test_a_script_is_shown_its_line(tmp_path: Path) -> None:
 
 
 def test_the_old_names_are_the_current_objects() -> None:
-    """What both generations have is one object, so that mixed code agrees."""
+    """A name that both modules have is the same object, so that code can use both."""
     legacy = importlib.import_module("automodel_mesh.legacy")
     with pytest.deprecated_call():
         old = {name: getattr(legacy, name) for name in OLD_NAMES}
@@ -160,7 +160,7 @@ def test_the_old_names_are_the_current_objects() -> None:
 
 @pytest.mark.release_independent
 def test_a_context_without_meshes_has_the_defaults() -> None:
-    """Sizes are 1, those of dp and of its replicas `None`, and there is no setting."""
+    """Sizes are 1, those of dp and of its replicas `None`, and there are no settings."""
     context = MeshContext()
     assert (context.pp_size, context.tp_size, context.cp_size, context.ep_size) == (1,) * 4
     assert (context.dp_size, context.dp_replicate_size, context.pp_enabled) == (None, None, False)
@@ -177,7 +177,7 @@ def grid(**axes: int) -> DeviceMesh:
 
 
 def test_settings_come_first_and_meshes_last() -> None:
-    """Positions are the older generation's; every field can be given by keyword, replaced, compared and changed."""
+    """Positional arguments are those of the older module; every field can be given by keyword, replaced and changed."""
     with fake_world(8):
         meshes = grid(pp=2, dp_shard=2, tp=2), grid(ep_shard=4, ep=2)
         settings: list[Any] = [FSDP2Config(), PipelineConfig(), MoEParallelizerConfig(), True]
@@ -194,8 +194,8 @@ def test_settings_come_first_and_meshes_last() -> None:
         assert context != MeshContext.from_meshes(*meshes, **keywords)
 
 
-def test_it_is_a_current_context() -> None:
-    """Of the same meshes it has the sizes and axis names of a current one, and a setup takes it."""
+def test_an_older_context_is_a_current_context() -> None:
+    """It is an instance of the current class, with the same sizes and axis names, and a setup accepts it."""
     with fake_world(16):
         current = mesh.MeshContext.build(
             FSDP2Config(), ParallelismSizes(dp_replicate_size=2, tp_size=2, cp_size=2, ep_size=2)
@@ -212,7 +212,7 @@ def test_it_is_a_current_context() -> None:
 
 
 def test_unknown_axis_names_are_refused() -> None:
-    """A mesh with an axis that is no `MeshAxisName` is refused when the context is made, and after a change."""
+    """A mesh with an axis that is not a `MeshAxisName` is refused when the context is made, and after a change."""
     with fake_world(8):
         odd = grid(dp=2, model=4)
         with pytest.raises(ValueError, match=r"device_mesh has the axes \['dp', 'model'\]"):
@@ -224,7 +224,7 @@ def test_unknown_axis_names_are_refused() -> None:
             _validate_mesh_dim_names(context)
 
 
-# --- what does not fit together
+# --- settings that contradict the meshes
 
 REFUSED: list[tuple[dict[str, Any], dict[str, int], dict[str, int], str]] = [
     ({"strategy_config": MegatronFSDPConfig()}, {"pp": 2, "dp": 4}, {}, "megatron_fsdp: pp_size=2.*give pp_size=1"),
@@ -285,14 +285,14 @@ def test_settings_that_do_not_fit_the_meshes_are_refused(
 
 
 @pytest.mark.parametrize("wrong", ["fsdp2", FSDP2Config, object()])
-def test_what_is_no_strategy_is_refused(wrong: Any) -> None:
-    """The error lists the classes and names what was given."""
+def test_an_object_that_is_not_a_strategy_is_refused(wrong: Any) -> None:
+    """The error lists the classes and shows the given object."""
     with pytest.raises(TypeError, match=rf"strategy_config=.* is of type {type(wrong).__name__}: .*FSDP2Config"):
         MeshContext(strategy_config=wrong)
 
 
-def test_what_fits_is_accepted() -> None:
-    """Each strategy takes the meshes it has axes for, with the settings that go with them."""
+def test_settings_that_fit_the_meshes_are_accepted() -> None:
+    """Each strategy accepts meshes with its axes, and settings that fit them."""
     with fake_world(8):
         moe = {"moe_mesh": grid(ep_shard=4, ep=2), "moe_config": MoEParallelizerConfig()}
         fitting: list[dict[str, Any]] = [
@@ -316,7 +316,7 @@ def test_what_fits_is_accepted() -> None:
                     _validate_distributed_setup(context)
 
 
-# --- to and from the current generation
+# --- conversion to and from a setup
 
 SETUPS: list[dict[str, Any]] = [
     {},
@@ -332,8 +332,8 @@ SETUPS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("arguments", SETUPS)
-def test_a_setup_survives_the_way_through_the_older_generation(arguments: dict[str, Any]) -> None:
-    """It comes back equal, over the same meshes, and either side closes what was built."""
+def test_a_setup_converted_to_an_older_context_and_back_is_equal(arguments: dict[str, Any]) -> None:
+    """The setup is equal, with the same meshes, and closing either of the two destroys the groups."""
     with fake_world(16):
         before = worlds.live_process_groups()
         setup = DistributedSetup.build(**arguments)
@@ -356,8 +356,8 @@ def test_a_setup_survives_the_way_through_the_older_generation(arguments: dict[s
         back.close()
 
 
-def test_a_context_survives_the_way_through_a_setup() -> None:
-    """Its settings and meshes come back; the sizes of the setup are read from the meshes, and never out of date."""
+def test_an_older_context_converted_to_a_setup_and_back_is_equal() -> None:
+    """Settings and meshes are the same; the sizes of the setup are always those of the meshes."""
     with fake_world(8):
         keywords: dict[str, Any] = {"strategy_config": FSDP2Config(), "activation_checkpointing": True}
         context = MeshContext.from_meshes(grid(dp_replicate=2, dp_shard=2, tp=2), **keywords)
@@ -373,8 +373,8 @@ def test_a_context_survives_the_way_through_a_setup() -> None:
 
 
 @pytest.mark.release_independent
-def test_a_setup_that_is_not_built_keeps_what_it_describes() -> None:
-    """Without meshes, the sizes that a setup asks for stay the measure of its settings."""
+def test_a_setup_without_meshes_keeps_its_sizes_when_converted() -> None:
+    """Without meshes, the settings are checked against the requested sizes."""
     sizes = ParallelismSizes(pp_size=2, ep_size=2)
     described = DistributedSetup(
         strategy_config=FSDP2Config(),
@@ -387,8 +387,8 @@ def test_a_setup_that_is_not_built_keeps_what_it_describes() -> None:
     assert context.to_distributed_setup() == described
 
 
-def test_outside_of_the_model_nothing_is_refused() -> None:
-    """A rank that has no part in the model knows its sizes, so the conversions work on every rank."""
+def test_a_rank_outside_the_model_can_convert_contexts() -> None:
+    """A rank outside the model has its sizes too, so the conversions work on every rank."""
     with fake_world(8, rank=7):
         setup = DistributedSetup.build(parallelism_sizes=ParallelismSizes(pp_size=2, ep_size=2), ranks=range(4))
         context = MeshContext.from_distributed_setup(setup)
@@ -399,8 +399,8 @@ def test_outside_of_the_model_nothing_is_refused() -> None:
 
 
 @pytest.mark.ranks(8)
-def test_it_builds_and_closes_as_the_current_generation_does() -> None:
-    """`build` keeps the strategy, the meshes work, and leaving the context destroys what it built and nothing else."""
+def test_an_older_context_builds_and_closes_as_a_current_one_does() -> None:
+    """`build` keeps the strategy, the meshes work, and leaving the block destroys only the groups that it created."""
     before = worlds.live_process_groups()
     with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, cp_size=2), timeout_minutes=1) as context:
         assert type(context) is MeshContext

@@ -33,7 +33,7 @@ MOVED = {
 
 
 class Loader:
-    """A loader class as a framework's author writes it."""
+    """A loader class as in a framework."""
 
     def __init__(self, source: object, setup: DistributedSetup | None, rest: dict[str, Any]) -> None:
         self.source = source
@@ -49,18 +49,18 @@ class Loader:
     @classmethod
     @accepts_distributed_setup
     def from_config(cls, config: object, *, distributed_setup: DistributedSetup | None = None, **kwargs: Any) -> Self:
-        """Make a model of a config."""
+        """Make a model from a configuration."""
         return cls(config, distributed_setup, kwargs)
 
     @accepts_distributed_setup
     @staticmethod
     def describe(*args: Any, distributed_setup: DistributedSetup | None = None, **kwargs: Any) -> Loader:
-        """Make a loader of anything."""
+        """Make a loader from any arguments."""
         return Loader(args, distributed_setup, kwargs)
 
 
 class Derived(Loader):
-    """A framework's class for one task."""
+    """A subclass for one task."""
 
 
 @accepts_distributed_setup
@@ -71,7 +71,7 @@ def load(path: str, *, distributed_setup: DistributedSetup | None = None, **kwar
 
 @accepts_distributed_setup
 def load_through_kwargs(path: str, **kwargs: Any) -> Loader:
-    """Load a model by a function that hands its keywords on."""
+    """Load a model by a function that passes its keywords on."""
     return Loader(path, kwargs.pop("distributed_setup"), kwargs)
 
 
@@ -87,7 +87,7 @@ LOADERS: dict[str, Any] = {
 
 
 def a_mesh() -> DeviceMesh:
-    """Return a mesh as a Hugging Face user makes it."""
+    """Return a mesh as a user of Hugging Face transformers makes it."""
     return init_device_mesh("cpu", (4, 2), mesh_dim_names=("dp", "tp"))
 
 
@@ -95,7 +95,7 @@ def a_mesh() -> DeviceMesh:
 
 
 def test_other_keywords_come_back_untouched() -> None:
-    """Without a setup and a mesh there is none; every other keyword is given back, the very objects."""
+    """Without a setup and a mesh the setup is `None`, and every other keyword is returned, the identical objects."""
     weights = object()
     assert resolve_distributed_setup() == (None, {})
     setup, rest = resolve_distributed_setup(None, None, weights=weights, torch_dtype=None)
@@ -104,8 +104,8 @@ def test_other_keywords_come_back_untouched() -> None:
     assert rest["weights"] is weights
 
 
-def test_a_setup_is_given_on_and_a_mesh_is_wrapped() -> None:
-    """A setup comes back as it is; a plain mesh as a topology without policies."""
+def test_a_setup_is_returned_and_a_mesh_is_wrapped() -> None:
+    """A setup is returned unchanged; a plain mesh becomes a setup without settings."""
     given = DistributedSetup(strategy_config=FSDP2Config())
     assert resolve_distributed_setup(given, revision="main") == (given, {"revision": "main"})
     assert resolve_distributed_setup(distributed_setup=given, device_mesh=None)[0] is given
@@ -120,7 +120,7 @@ def test_a_setup_is_given_on_and_a_mesh_is_wrapped() -> None:
 
 
 def test_a_setup_and_a_mesh_exclude_each_other() -> None:
-    """Both together are refused by name, also where they agree; so is a mesh of unknown axes."""
+    """Giving both is an error that names both, even if they agree; so is a mesh with unknown axes."""
     with fake_world(8):
         mesh = a_mesh()
         with pytest.raises(ValueError, match=r"both distributed_setup=.* and device_mesh=.* are given: give one"):
@@ -129,8 +129,8 @@ def test_a_setup_and_a_mesh_exclude_each_other() -> None:
             resolve_distributed_setup(device_mesh=init_device_mesh("cpu", (8,), mesh_dim_names=("x",)))
 
 
-def test_other_types_are_refused() -> None:
-    """The error names the keyword and, for what the other one takes, that one."""
+def test_arguments_of_other_types_are_refused() -> None:
+    """The error names the keyword and, if the other one accepts the value, the other one."""
     wrong: Any
     for wrong in ("fsdp2", FSDP2Config(), MeshContext(), {}, False):
         text = f"is of type {type(wrong).__name__}: give a"
@@ -151,25 +151,25 @@ def test_other_types_are_refused() -> None:
 
 
 def test_the_retired_keywords_are_the_documented_ones() -> None:
-    """They are the six that NeMo AutoModel's page retires, and the sizes; the decorator's own are not among them."""
+    """They are the six that NeMo AutoModel's documentation retires, and the sizes, and not the two current keywords."""
     assert {name: text.format(value="...") for name, text in RETIRED_KEYWORDS.items()} == MOVED
 
 
 @pytest.mark.parametrize("name", MOVED)
 def test_a_retired_keyword_is_refused_with_what_to_pass_instead(name: str) -> None:
-    """It is refused with any value, even `None`, and next to a valid setup."""
+    """It is refused with any value, even `None`, and even together with a valid setup."""
     for value in (None, object(), "auto", 2):
         for others in ({}, {"distributed_setup": DistributedSetup(), "revision": "main"}):
             with pytest.raises(TypeError) as caught:
                 resolve_distributed_setup(**{name: value}, **others)  # type: ignore[arg-type]
             first, second = str(caught.value).split("\n")
             assert first.startswith(f"{name}: a loader takes no such keyword any more. Pass distributed_setup=")
-            kept = name == "moe_mesh" or value not in {"auto", 2}  # a mesh is made anew, not given on
+            kept = name == "moe_mesh" or value not in {"auto", 2}  # a new mesh is built, the given one is not used
             assert second == f"  {name}: " + (MOVED[name] if kept else MOVED[name].replace("=...", f"={value!r}"))
 
 
 def test_the_documented_migration_works() -> None:
-    """The page's example of retired keywords gets one error that names them all; what replaces them loads."""
+    """The example of retired keywords raises one error that names them all; the code that replaces it loads."""
     with fake_world(8):
         strategy = FSDP2Config(activation_checkpointing=True)
         pp_cfg, moe_cfg, moe_mesh = PipelineConfig(), MoEParallelizerConfig(), a_mesh()
@@ -196,7 +196,7 @@ def test_the_documented_migration_works() -> None:
         assert "  tp_size: DistributedSetup.build(parallelism_sizes=ParallelismSizes(tp_size=2))" in lines
         assert "  activation_checkpointing: DistributedSetup.build(activation_checkpointing=True)" in lines
         assert worlds.live_process_groups() == groups
-        # The page leaves out the sizes that make room for the two policies, which `build` asks for.
+        # The documentation leaves out the sizes without which `build` refuses the two settings.
         with pytest.raises(ValueError, match="pipeline_config=.* needs pp_size > 1"):
             DistributedSetup.build(
                 strategy=FSDP2Config(),
@@ -224,7 +224,7 @@ def test_the_documented_migration_works() -> None:
 
 @pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
 def test_a_decorated_loader_keeps_the_contract(loader: Any) -> None:
-    """A function, classmethod or staticmethod gets one setup, made of either keyword, and its own arguments."""
+    """A function, classmethod or staticmethod gets one setup, from either keyword, and its other arguments."""
     alone = loader("name")
     assert alone.source in {"name", ("name",)}
     assert (alone.setup, alone.rest) == (None, {})
@@ -246,7 +246,7 @@ def test_a_decorated_loader_keeps_the_contract(loader: Any) -> None:
 
 
 def test_a_decorated_loader_keeps_its_kind_and_its_name() -> None:
-    """It belongs to the class it is called on, has the docstring of the original, and shows the new keyword."""
+    """It gets the class it is called on, keeps name and docstring, and has `device_mesh` in its signature."""
     assert type(Derived.from_pretrained("x")) is Derived
     assert type(Derived.from_config("x")) is Derived
     assert isinstance(Loader.__dict__["from_pretrained"], classmethod)
@@ -264,8 +264,8 @@ def test_a_decorated_loader_keeps_its_kind_and_its_name() -> None:
 
 
 @pytest.mark.release_independent
-def test_what_cannot_be_decorated_is_refused() -> None:
-    """A loader must take the setup by keyword alone, and nothing that it would never get."""
+def test_a_loader_with_wrong_parameters_is_refused() -> None:
+    """A loader must take the setup by keyword alone, and have no parameter that is never passed."""
 
     def without(path: str) -> None:
         """Take no setup."""
@@ -274,7 +274,7 @@ def test_what_cannot_be_decorated_is_refused() -> None:
         """Take the setup by position."""
 
     def with_old(*, distributed_setup: object = None, tp_size: int = 1, device_mesh: object = None) -> None:
-        """Take keywords that never arrive."""
+        """Take keywords that are never passed."""
 
     for loader in (without, by_position):
         with pytest.raises(TypeError, match=rf"{loader.__name__}\(.*\).* takes no distributed_setup by keyword alone"):

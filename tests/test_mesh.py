@@ -1,4 +1,4 @@
-"""`MeshContext` and what it is made of: names, sizes, closing, rank subsets."""
+"""`MeshContext`, `MeshAxisName` and `ParallelismSizes`; closing; subsets of the ranks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AXES = ["pp", "dp", "dp_replicate", "dp_shard", "dp_shard_cp", "dp_cp", "cp", "t
 
 
 def new_group(ranks: list[int]) -> dist.ProcessGroup | None:
-    """Make a process group as a user does, on all ranks; `None` outside."""
+    """Create a process group as a user does, on all ranks; return `None` on a rank outside."""
     group = dist.new_group(ranks)
     return group if isinstance(group, dist.ProcessGroup) else None
 
@@ -50,7 +50,7 @@ def new_group(ranks: list[int]) -> dist.ProcessGroup | None:
 
 @pytest.mark.release_independent
 @pytest.mark.parametrize("text", AXES)
-def test_an_axis_name_is_the_string_it_stands_for(text: str) -> None:
+def test_an_axis_name_equals_its_string(text: str) -> None:
     """It compares, hashes, prints, formats and joins as that string, on every Python."""
     name = MeshAxisName(text)
     assert isinstance(name, str)
@@ -66,14 +66,14 @@ def test_an_axis_name_is_the_string_it_stands_for(text: str) -> None:
 
 @pytest.mark.release_independent
 def test_each_documented_axis_has_a_name() -> None:
-    """There is a member for each axis that NeMo AutoModel documents, named like it in capitals."""
+    """There is a member for each axis that NeMo AutoModel documents, with its name in capitals."""
     assert [str(name) for name in MeshAxisName] == AXES
     assert [name.name for name in MeshAxisName] == [text.upper() for text in AXES]
 
 
 @pytest.mark.release_independent
 def test_an_axis_name_survives_pickle_and_copy() -> None:
-    """It comes back as the member it was, with every protocol."""
+    """The result is the same member, with every pickle protocol."""
     for name in MeshAxisName:
         assert all(
             pickle.loads(pickle.dumps(name, protocol)) is name for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
@@ -81,8 +81,8 @@ def test_an_axis_name_survives_pickle_and_copy() -> None:
         assert copy.deepcopy(name) is name
 
 
-def test_an_axis_name_asks_for_the_mesh_of_its_string() -> None:
-    """A lookup by member and one by plain string give the same object."""
+def test_an_axis_name_and_its_string_look_up_the_same_mesh() -> None:
+    """Lookups by the member and by the string return the same object."""
     with fake_world(8), MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, cp_size=2)) as context:
         root = context.device_mesh
         assert root is not None
@@ -93,12 +93,12 @@ def test_an_axis_name_asks_for_the_mesh_of_its_string() -> None:
         assert all(type(name) is str for name in get_submesh(root, mixed).mesh_dim_names or ())
 
 
-# --- sizes asked for
+# --- requested sizes
 
 
 @pytest.mark.release_independent
-def test_sizes_are_a_value_made_by_keyword() -> None:
-    """They have their defaults, cannot be given by position or changed, and equal ones are equal."""
+def test_sizes_are_compared_by_value_and_given_by_keyword() -> None:
+    """They have defaults, cannot be given by position or changed, and equal sizes compare equal."""
     sizes = ParallelismSizes(tp_size=2)
     assert dataclasses.astuple(ParallelismSizes()) == (None, None, 1, 1, 1, 1)
     assert sizes == ParallelismSizes(tp_size=2)
@@ -116,7 +116,7 @@ def test_sizes_are_a_value_made_by_keyword() -> None:
     [(0, ValueError), (-3, ValueError), ("8", TypeError), (2.0, TypeError), (True, TypeError), (None, TypeError)],
 )
 def test_sizes_are_checked_when_made(field: str, value: Any, error: type[Exception]) -> None:
-    """Anything but an int of at least 1 is refused by name; `None` stands where a size can be inferred."""
+    """Anything but an int of at least 1 is an error with the field; `None` is valid if the size can be inferred."""
     arguments: dict[str, Any] = {field: value}
     if value is None and field in {"dp_size", "dp_replicate_size"}:
         assert getattr(ParallelismSizes(**arguments), field) is None
@@ -130,7 +130,7 @@ def test_sizes_are_checked_when_made(field: str, value: Any, error: type[Excepti
 
 @pytest.mark.release_independent
 def test_a_context_without_a_mesh_has_the_defaults() -> None:
-    """Sizes are 1, those of dp and of its replicas `None`; closing and asking for groups are no errors."""
+    """Sizes are 1, those of dp and of its replicas `None`; closing and listing groups are no errors."""
     context = MeshContext()
     assert (context.pp_size, context.tp_size, context.cp_size, context.ep_size, context.dp_shard_size) == (1,) * 5
     assert (context.dp_size, context.dp_replicate_size) == (None, None)
@@ -184,7 +184,7 @@ def test_wrapped_meshes_are_read_and_never_closed() -> None:
 
 
 def test_meshes_of_torch_s_making_can_be_wrapped() -> None:
-    """A mesh that torch built has its sizes, and the lookups of this library."""
+    """The sizes of a mesh that torch made are read, and the lookups work on it."""
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415  # what users of torch call
 
     with fake_world(8):
@@ -198,7 +198,7 @@ def test_meshes_of_torch_s_making_can_be_wrapped() -> None:
 
 
 def test_a_model_local_group_is_kept() -> None:
-    """The caller's own process group is carried along, and closing leaves it alone."""
+    """The caller's own process group is kept, and closing does not destroy it."""
     with fake_world(8):
         group = new_group([0, 1])
         with MeshContext(process_group=group) as context:
@@ -223,7 +223,7 @@ def test_a_model_local_group_is_kept() -> None:
 def test_axis_names_are_handed_on_as_keywords(
     sizes: dict[str, int], dp_axes: tuple[str, ...], ep: str | None, ep_shard: tuple[str, ...] | None
 ) -> None:
-    """The replicas' axis is among those of FSDP where there are several, and axes that are missing are `None`."""
+    """The axes for FSDP include the replicas' if there are several, and missing axes are `None`."""
     with fake_world(16), MeshContext.build(FSDP2Config(), ParallelismSizes(**sizes)) as context:
         expected = {
             "dp_axis_names": dp_axes,
@@ -250,7 +250,7 @@ CONFIGS: list[tuple[DistributedStrategyConfig, ParallelismSizes]] = [
 
 @pytest.mark.ranks(8)
 def test_closing_destroys_exactly_what_was_built() -> None:
-    """Groups of others and the default group stay and work; closing twice is fine; then every question is refused."""
+    """The default group and groups of others still work; closing twice is no error; lookups then raise."""
     (mine,) = (group for pair in range(0, 8, 2) if (group := new_group([pair, pair + 1])) is not None)
     before = worlds.live_process_groups()
     for config, sizes in CONFIGS:
@@ -291,7 +291,7 @@ def test_another_context_over_the_same_ranks_stays_usable() -> None:
 
 
 def test_contexts_can_be_closed_in_any_order() -> None:
-    """After closing the first of two contexts a third one can be built, beside the second."""
+    """After closing the first of two contexts, a third one can be built while the second is open."""
     with fake_world(8):
         first, second = (MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2)) for _ in range(2))
         first.close()
@@ -304,7 +304,7 @@ def test_contexts_can_be_closed_in_any_order() -> None:
 
 
 def test_an_error_inside_the_block_closes_and_is_passed_on() -> None:
-    """Leaving by an exception destroys the groups and does not swallow the exception."""
+    """Leaving the block by an exception destroys the groups, and the exception is raised."""
     with fake_world(8):
         before = worlds.live_process_groups()
         with (
@@ -318,7 +318,7 @@ def test_an_error_inside_the_block_closes_and_is_passed_on() -> None:
 
 
 def test_a_context_whose_world_is_gone_can_be_closed() -> None:
-    """Closing, aborting and asking again after `destroy_process_group` is harmless, also in the next world."""
+    """After `destroy_process_group`, closing and aborting are no errors, even after another `init_process_group`."""
     with fake_world(8):
         closed, aborted = (MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2)) for _ in range(2))
         dist.destroy_process_group()
@@ -339,7 +339,7 @@ def test_a_context_whose_world_is_gone_can_be_closed() -> None:
 
 @pytest.mark.ranks(8)
 def test_aborting_covers_derived_and_expert_axes() -> None:
-    """Every group made here is gone, without waiting for ranks that do not abort at the same time."""
+    """Every group created here is destroyed, without waiting for ranks that do not abort at the same time."""
     before = worlds.live_process_groups()
     context = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, cp_size=2, pp_size=2, ep_size=2))
     if dist.get_rank() == 3:
@@ -359,7 +359,7 @@ def test_aborting_covers_derived_and_expert_axes() -> None:
 
 @pytest.mark.ranks(8)
 def test_two_models_on_disjoint_ranks_have_meshes_of_their_own() -> None:
-    """Each has its own topology on its ranks; a rank of the other gets a context that says so and refuses."""
+    """Each has its own topology on its ranks; on the ranks of the other, `is_member` is false and lookups raise."""
     before = worlds.live_process_groups()
     rank = dist.get_rank()
     teacher_sizes = ParallelismSizes(dp_replicate_size=2, cp_size=2, ep_size=2)
@@ -394,7 +394,7 @@ def test_two_models_on_disjoint_ranks_have_meshes_of_their_own() -> None:
 
 
 def check_refusals(context: MeshContext) -> None:
-    """See that a context says that this rank is outside, and refuses what only members have."""
+    """Check that `is_member` of a context is false, and that it refuses what only members have."""
     mesh = context.device_mesh
     assert mesh is not None
     assert mesh.get_coordinate() is None
@@ -414,7 +414,7 @@ def check_refusals(context: MeshContext) -> None:
 
 @pytest.mark.parametrize("ask", [get_flat_mesh, compat.get_group, lambda mesh, axis: get_submesh(mesh, (axis, "tp"))])
 def test_derived_axes_are_refused_outside_as_native_ones_are(ask: Callable[[DeviceMesh, str], object]) -> None:
-    """The error says that the rank is outside, not that an axis which the model has does not exist."""
+    """The error says that the rank is outside, not that the axis does not exist."""
     with fake_world(8, 6), MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=range(4)) as context:
         assert context.device_mesh is not None
         for axis in ("dp", "dp_cp", "dp_shard_cp"):
@@ -423,7 +423,7 @@ def test_derived_axes_are_refused_outside_as_native_ones_are(ask: Callable[[Devi
 
 
 def test_sizes_are_the_same_inside_and_outside() -> None:
-    """A rank outside reads the model's sizes as its members do, those of derived axes too."""
+    """On a rank outside, a context has the same sizes as on its members, those of derived axes too."""
     sizes = ParallelismSizes(tp_size=2, dp_replicate_size=2)
     read = []
     for rank in (1, 6):
@@ -434,7 +434,7 @@ def test_sizes_are_the_same_inside_and_outside() -> None:
 
 @pytest.mark.ranks(8)
 def test_chosen_ranks_need_not_be_contiguous() -> None:
-    """Any ascending ranks of the world make a mesh, in their order."""
+    """A mesh can be built over any ascending ranks of the world, in their order."""
     ranks = [0, 2, 3, 7]
     sizes = ParallelismSizes(tp_size=2)
     with MeshContext.build(FSDP2Config(), sizes, ranks=ranks, timeout_minutes=1) as context:
@@ -461,7 +461,7 @@ def test_chosen_ranks_need_not_be_contiguous() -> None:
     ],
 )
 def test_invalid_ranks_are_refused(ranks: list[int], error: type[Exception], message: str) -> None:
-    """The error says which rank is wrong, and nothing is made."""
+    """The error says which rank is wrong, and no group is created."""
     with fake_world(8):
         with pytest.raises(error, match=message):
             MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=ranks)
@@ -469,7 +469,7 @@ def test_invalid_ranks_are_refused(ranks: list[int], error: type[Exception], mes
 
 
 def test_a_ddp_context_outside_lists_no_groups() -> None:
-    """Outside, a DDP context has no group, says so, and lists nothing."""
+    """On a rank outside, a DDP context has no group, and lists none."""
     with fake_world(8, 5), MeshContext.build(DDPConfig(), ranks=range(4)) as context:
         assert not context.is_member
         assert context.process_group is None
@@ -481,7 +481,7 @@ def test_a_ddp_context_outside_lists_no_groups() -> None:
 
 @pytest.mark.release_independent
 def test_every_name_of_the_package_resolves() -> None:
-    """The names in `__all__` are imported when they are used, and no other name is there."""
+    """The names in `__all__` are imported when they are used, and other names raise AttributeError."""
     for name in automodel_mesh.__all__:
         assert getattr(getattr(automodel_mesh, name), "__name__", name) == name
     taken: dict[str, object] = {}
@@ -493,7 +493,7 @@ def test_every_name_of_the_package_resolves() -> None:
 
 @pytest.mark.release_independent
 def test_importing_the_package_does_not_import_torch() -> None:
-    """The command's answer to `--version` need not wait for torch."""
+    """Importing the package does not import torch, so that `--version` is fast."""
     code = "import sys, automodel_mesh; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -513,7 +513,7 @@ print("torch._dynamo" in sys.modules)
 
 
 def test_building_and_looking_up_do_not_import_dynamo() -> None:
-    """The first context of a process and its lookups do not pull in `torch._dynamo`, which costs 0.8 s and 150 MB."""
+    """The first context of a process and its lookups do not import `torch._dynamo`, which takes 0.8 s and 150 MB."""
     found = subprocess.run(
         [sys.executable, "-W", "error", "-c", BUILD_AND_LOOK_UP], check=True, capture_output=True, text=True
     )

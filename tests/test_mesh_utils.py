@@ -1,4 +1,4 @@
-"""Access to meshes by name, and the names that code written for NeMo AutoModel imports."""
+"""Lookups of meshes by name, and the names that code written for NeMo AutoModel imports."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def ranks_of(mesh: DeviceMesh, axis: str | None = None) -> list[int]:
 
 
 def check(mesh: DeviceMesh, root: DeviceMesh, grid: Grid, names: Sequence[str]) -> None:
-    """Compare a mesh, its groups and its root with what it should be."""
+    """Compare a mesh, its groups and its root with the expected ones."""
     assert mesh.mesh_dim_names == tuple(names)
     assert mesh.mesh.tolist() == grid.mesh([FSDP2_AXES[name] for name in names], dist.get_rank())
     assert [ranks_of(mesh, name) for name in names] == [grid.group(FSDP2_AXES[name], dist.get_rank()) for name in names]
@@ -75,7 +75,7 @@ def check(mesh: DeviceMesh, root: DeviceMesh, grid: Grid, names: Sequence[str]) 
 
 @pytest.fixture
 def no_new_group(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """When called: from then on, making a process group is an error."""
+    """Return a function after whose call creating a process group is an error."""
 
     def refuse(*_args: object, **_options: object) -> None:
         raise AssertionError("a process group was asked for")
@@ -88,7 +88,7 @@ def no_new_group(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return forbid
 
 
-# --- access
+# --- lookups
 
 FSDP_CASES = [
     ({"tp_size": 2}, (1, 1, 4, 1, 2), ("dp_shard",)),
@@ -102,10 +102,10 @@ FSDP_CASES = [
 
 @pytest.mark.ranks(8)
 def test_the_mesh_for_fsdp_has_an_axis_of_replicas_only_if_there_are_several() -> None:
-    """One axis without replicas, two with; sharded over context parallel ranks too; asked of any mesh of the family."""
+    """It has one axis without replicas, two with; the last includes context parallel ranks, from any mesh."""
     for sizes, shape, names in FSDP_CASES:
         with MeshContext.build(FSDP2Config(), ParallelismSizes(**sizes)) as context:
-            dist.barrier()  # nobody closes a connection that another rank still makes
+            dist.barrier()  # no rank closes a connection that another one is still making
             root = context.device_mesh
             assert root is not None
             before = worlds.live_process_groups()
@@ -128,7 +128,7 @@ def test_the_mesh_for_fsdp_has_an_axis_of_replicas_only_if_there_are_several() -
 
 @pytest.mark.ranks(8)
 def test_any_axes_are_found_from_any_mesh_of_the_family() -> None:
-    """Native, flattened and mixed names, asked of the root or of a part of it, give the oracle's ranks and the root."""
+    """Native, flattened and mixed names, looked up on the root or a slice, give the oracle's ranks and the root."""
     shape = (1, 2, 2, 1, 2)
     wanted = [
         ("dp_replicate", "dp_shard_cp"),
@@ -155,7 +155,7 @@ def test_any_axes_are_found_from_any_mesh_of_the_family() -> None:
 
 
 def test_no_lookup_makes_a_group(no_new_group: Callable[[], None]) -> None:
-    """Not the first and not a repeated one, for any names, from any mesh."""
+    """No first and no repeated lookup creates a process group, for any names, from any mesh."""
     with fake_world(64, 37):
         root = build(ParallelismSizes(pp_size=2, tp_size=2, cp_size=2, dp_replicate_size=2))
         no_new_group()
@@ -168,7 +168,7 @@ def test_no_lookup_makes_a_group(no_new_group: Callable[[], None]) -> None:
 
 
 def test_a_repeated_request_returns_the_same_object() -> None:
-    """From the root or a part of it, by string or by member: what was found before is returned."""
+    """A repeated lookup returns the same object, from the root or a slice, by string or by member."""
     with fake_world(16):
         root = build(ParallelismSizes(tp_size=2, cp_size=2, dp_replicate_size=2))
         line = get_flat_mesh(root, "tp")
@@ -183,8 +183,8 @@ def test_a_repeated_request_returns_the_same_object() -> None:
         assert get_flat_mesh(root, MeshAxisName.DP_CP) is get_flat_mesh(root, "dp_cp")
 
 
-def test_what_cannot_be_found_is_refused() -> None:
-    """Unknown axes are a `KeyError` that lists the known ones; repeated, overlapping or disordered ones an error."""
+def test_names_of_no_mesh_are_refused() -> None:
+    """Unknown axes are a `KeyError` that lists the known ones; repeated, overlapping or unordered ones an error."""
     with fake_world(16):
         root = build(ParallelismSizes(tp_size=2, cp_size=2, dp_replicate_size=2))
         for mesh in (root, get_flat_mesh(root, "tp")):
@@ -238,7 +238,7 @@ def test_an_expert_mesh_is_asked_for_its_own_axes_and_the_root_s() -> None:
 def test_ring_and_ulysses_split_the_context_parallel_axis() -> None:
     """The mesh (ring, ulysses) has the oracle's ranks and the root; a repeated request returns it and makes nothing."""
     with MeshContext.build(FSDP2Config(), ParallelismSizes(cp_size=4, tp_size=2)) as context:
-        dist.barrier()  # nobody closes a connection that another rank still makes
+        dist.barrier()  # no rank closes a connection that another one is still making
         root = context.device_mesh
         assert root is not None
         mesh = create_ring_ulysses_mesh(get_flat_mesh(root, "tp"), ring_degree=2, ulysses_degree=2)
@@ -258,7 +258,7 @@ def test_ring_and_ulysses_split_the_context_parallel_axis() -> None:
 
 
 def test_a_degree_of_one_shares_the_group_of_its_ranks() -> None:
-    """If all ranks are in the ring, or all in Ulysses, no new group is made."""
+    """If all ranks are in the ring, or all in Ulysses, no group is created."""
     with fake_world(16):
         root = build(ParallelismSizes(cp_size=4, tp_size=2))
         groups = worlds.live_process_groups()
@@ -276,7 +276,7 @@ def test_a_degree_of_one_shares_the_group_of_its_ranks() -> None:
     ],
 )
 def test_degrees_that_do_not_fit_are_refused(degrees: tuple[int, int], error: type[Exception], message: str) -> None:
-    """Their product is the size of `cp`, and each is an int of at least 1."""
+    """The product of the degrees must be the size of `cp`, and each an int of at least 1."""
     with fake_world(8):
         root = build(ParallelismSizes(cp_size=4, tp_size=2))
         with pytest.raises(error, match=message):
@@ -294,7 +294,7 @@ def test_ring_and_ulysses_need_a_context_parallel_axis() -> None:
             create_ring_ulysses_mesh(part, ring_degree=2, ulysses_degree=2)
 
 
-# --- the drop-in names
+# --- names for code written for NeMo AutoModel
 
 NAMES = [
     "_MeshSpec",
@@ -317,16 +317,16 @@ NAMES = [
 
 
 @pytest.mark.release_independent
-def test_every_drop_in_name_is_there() -> None:
-    """All names of the module that this one stands in for can be imported, and only public ones are in `__all__`."""
+def test_every_name_of_the_replaced_module_exists() -> None:
+    """All names of NeMo AutoModel's module can be imported, and only public ones are in `__all__`."""
     assert all(callable(getattr(mesh_utils, name)) for name in NAMES)
     assert not [name for name in mesh_utils.__all__ if name.startswith("_")]
     assert {*nemo_mesh_utils.__all__, *mesh_utils.__all__} >= set(NAMES)
 
 
 @pytest.mark.release_independent
-def test_a_spec_can_be_pickled_under_either_path() -> None:
-    """A spec comes back equal, and a pickle that names the public module is read too."""
+def test_a_spec_can_be_unpickled_under_either_path() -> None:
+    """An unpickled spec is equal, and a pickle with the path of the public module can be read too."""
     spec = _MeshSpec((2, 4), (MeshAxisName.DP, MeshAxisName.TP))
     text = pickle.dumps(spec, protocol=0)
     assert pickle.loads(text) == spec
@@ -335,7 +335,7 @@ def test_a_spec_can_be_pickled_under_either_path() -> None:
 
 
 def test_each_strategy_has_its_device_meshes() -> None:
-    """The root and the expert mesh where there are experts; Megatron-FSDP has one mesh, DDP none."""
+    """FSDP2 has the root, and the expert mesh if there are experts; Megatron-FSDP has one mesh, DDP none."""
     with fake_world(8):
         root, experts = _create_device_meshes(FSDP2Config(), ParallelismSizes(tp_size=2, ep_size=2), 8)
         assert root is not None
@@ -356,7 +356,7 @@ def test_each_strategy_has_its_device_meshes() -> None:
 
 
 def test_an_expert_mesh_is_made_of_a_root() -> None:
-    """The ranks of the stage as (ep_shard, ep), in the family of the root; sizes that do not fill it are refused."""
+    """It has the stage's ranks as (ep_shard, ep), in the family of the root; sizes that do not fill it are refused."""
     with fake_world(16, 13):
         root = build(ParallelismSizes(pp_size=2, tp_size=2))
         experts = _create_moe_mesh(root, 2, 4)
@@ -371,7 +371,7 @@ def test_an_expert_mesh_is_made_of_a_root() -> None:
 
 
 def test_a_named_mesh_is_made_of_a_spec() -> None:
-    """The mesh has the spec's shape and axes, and the axes it folds are known by name."""
+    """The mesh has the spec's shape and axes, and its flattened axes are found by name."""
     tp, cp, dp = MeshAxisName.TP, MeshAxisName.CP, MeshAxisName.DP
     spec = _MeshSpec((2, 2, 4), (dp, cp, tp), {MeshAxisName.DP_CP: (dp, cp)})
     with fake_world(16):
@@ -400,7 +400,7 @@ def test_a_named_mesh_is_made_of_a_spec() -> None:
     ],
 )
 def test_a_malformed_spec_is_refused(spec: _MeshSpec, error: type[Exception], message: str) -> None:
-    """Sizes, names and flattened axes that do not fit are refused before anything is made."""
+    """Sizes, names and flattened axes that do not fit are refused before a group is created."""
     with pytest.raises(error, match=message):
         _validate_mesh_spec(spec)
     with fake_world(4), pytest.raises(error, match=message):
@@ -419,7 +419,7 @@ def test_an_axis_is_split_on_every_release() -> None:
 
 @pytest.mark.release_independent
 def test_a_degree_is_none_or_an_int_of_at_least_one() -> None:
-    """`None` is 1, other than ints of at least 1 are refused; a feature that a strategy lacks has size 1."""
+    """`None` is 1, anything but an int of at least 1 is refused; a feature that a strategy lacks has size 1."""
     assert (_degree(None), _degree(1), _degree(8)) == (1, 1, 8)
     for wrong, error in ((0, ValueError), (-3, ValueError), ("8", TypeError), (True, TypeError)):
         with pytest.raises(error):
@@ -432,7 +432,7 @@ def test_a_degree_is_none_or_an_int_of_at_least_one() -> None:
 
 @pytest.mark.release_independent
 def test_the_data_parallel_size_is_inferred() -> None:
-    """It fills the world; a world that the factors do not divide, or a size that does not fit, is refused by name."""
+    """It fills the world; factors that do not divide the world, or a size that does not fit, raise an error."""
     expression, factors = "tp_size * cp_size * pp_size", (2, 2, 1)
     assert _infer_dp_size(None, 8, 4, expression, factors) == _infer_dp_size(2, 8, 4, expression, factors) == 2
     with pytest.raises(

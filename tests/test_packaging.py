@@ -19,7 +19,7 @@ pytestmark = pytest.mark.release_independent
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Run by a fresh interpreter that sees the unpacked wheel before anything else.
+# Run by a new interpreter, with the unpacked wheel first on sys.path.
 IMPORT_EVERY_MODULE = """
 import importlib, pkgutil, sys
 sys.path.insert(0, sys.argv[1])
@@ -34,10 +34,10 @@ for name, module in sys.modules.items():
 
 
 def copy_checkout(target: Path) -> Path:
-    """Copy what a clone would hold; links stay links."""
+    """Copy the files that a clone of the repository has; links stay links."""
     caches = [
         ".*_cache",
-        ".coverage*",  # they come and go while the suite is measured
+        ".coverage*",  # they appear and disappear while coverage is measured
         ".hypothesis",
         ".nox",
         ".venv",
@@ -102,7 +102,7 @@ def test_every_module_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> Non
 
 
 def test_wheel_holds_nothing_else_and_needs_no_symlink(wheel: Path, tmp_path: Path) -> None:
-    """The wheel holds the modules and the type marker alone; a checkout without symlinks builds the same."""
+    """The wheel has only the modules and the type marker; a checkout without symlinks builds the same."""
     names = {name for name in read(wheel) if ".dist-info/" not in name}
     assert {name for name in names if name.endswith(".py")} == modules_of_the_checkout()
     assert "automodel_mesh/py.typed" in names
@@ -116,7 +116,7 @@ def test_wheel_holds_nothing_else_and_needs_no_symlink(wheel: Path, tmp_path: Pa
 
 
 def test_sdist_can_run_the_tests(tmp_path: Path) -> None:
-    """The sdist holds compat/ once, the tests, the matrix, the noxfile and the licence."""
+    """The sdist has compat/ once, the tests, the matrix, the noxfile and the licence."""
     sdist = build("sdist", copy_checkout(tmp_path / "checkout"), tmp_path / "sdist")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -132,7 +132,7 @@ def test_sdist_can_run_the_tests(tmp_path: Path) -> None:
 
 
 def test_metadata_of_the_wheel(wheel: Path) -> None:
-    """The wheel needs torch and packaging alone, is Apache-2.0, and offers the extras and the command.
+    """The wheel requires torch and packaging only, is Apache-2.0, and has the extras and the command.
 
     It registers no pytest plugin: that would import torch in every pytest run of its environment.
     """
@@ -149,7 +149,7 @@ def test_metadata_of_the_wheel(wheel: Path) -> None:
 
 
 def test_readme_gives_the_command_that_ci_runs() -> None:
-    """.ci/run runs, to the letter, a command from a code block of the README, and then the matrix."""
+    """`.ci/run` runs a command exactly as in a code block of the README, and then the matrix."""
     script = (ROOT / ".ci/run").read_text()
     command = re.search(r"^readme_test_command='(.*)'$", script, re.MULTILINE)
     assert command is not None

@@ -1,4 +1,4 @@
-"""The code that the README shows runs, on ranks."""
+"""The Python code in the README runs, on ranks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_readme_shows_code() -> None:
-    """There is code to run: the quick start of the contract, and that of the mesh layer."""
+def test_the_readme_has_two_blocks_of_python() -> None:
+    """The README has the quick start of `automodel_mesh.compat` and that of the mesh layer."""
     assert len(BLOCKS) == 2
 
 

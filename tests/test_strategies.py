@@ -1,4 +1,4 @@
-"""Strategies of a framework's own: their records, the meshes built for them, and which configurations are theirs."""
+"""Strategies that a framework registers: their records, their meshes, and the recognition of their configurations."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RingSizes(ParallelismSizes):
 
 @dataclass(frozen=True)
 class RingConfig:
-    """The configuration of a framework's own strategy."""
+    """The configuration of a framework's strategy."""
 
     causal: bool = True
     activation_checkpointing: bool = False
@@ -97,7 +97,7 @@ RING_AXES: Sources = {
     "dp_shard_cp": (2, 3, 4),
     "dp_cp": (1, 2, 3, 4),
 }
-# Names and an order of its own, with axes outside and inside of those that experts are spread over.
+# Other names and another order, with axes outside and inside of the expert axes.
 OWN = Strategy(
     name="Own",
     config="tests.test_strategies:OwnConfig",
@@ -109,7 +109,7 @@ OWN = Strategy(
 
 
 class OwnConfig:
-    """A configuration that is no dataclass, and has nothing that it could be asked for."""
+    """A configuration that is not a dataclass, and has no attributes."""
 
 
 OWN_CONFIG: Any = OwnConfig()
@@ -167,7 +167,7 @@ RING_CASES: list[tuple[dict[str, int], tuple[int, ...], tuple[str, ...]]] = [
 
 @pytest.mark.ranks(8, timeout=120)
 def test_a_registered_strategy_is_built_as_its_record_says(ring: Strategy) -> None:
-    """Groups of each axis, the mesh for `fully_shard`, the expert mesh and sizes are the oracle's; all is closed."""
+    """Groups, the mesh for `fully_shard`, the expert mesh and sizes are the oracle's; closing destroys all groups."""
     before = worlds.live_process_groups()
     for sizes, shape, fully_shard in RING_CASES:
         with MeshContext.build(RingConfig(), RingSizes(**sizes)) as context:
@@ -181,7 +181,7 @@ def test_a_registered_strategy_is_built_as_its_record_says(ring: Strategy) -> No
 
 @pytest.mark.ranks(8)
 def test_a_registered_strategy_is_built_on_a_part_of_the_world(ring: Strategy) -> None:
-    """Members have the meshes; a rank outside knows the sizes of all axes, and has no process group."""
+    """Members have the meshes; on a rank outside, the context has the sizes of all axes and no process group."""
     sizes = RingSizes(ring_size=2, ulysses_size=2)
     with DistributedSetup.build("ring", sizes, ranks=[1, 2, 5, 6]) as setup:
         context = setup.mesh_context
@@ -203,7 +203,7 @@ def test_a_registered_strategy_is_built_on_a_part_of_the_world(ring: Strategy) -
 
 @pytest.mark.ranks(8)
 def test_the_how_to_prints_what_it_says() -> None:
-    """The code of the page runs on eight ranks, and the first one prints the text on the page."""
+    """The code of the page runs on eight ranks, and rank 0 prints the text on the page."""
     (code,), (expected,) = blocks(PAGE, "python"), blocks(PAGE, "text")
     assert run("ring.py", code) == ("" if dist.get_rank() else expected)
     with pytest.raises(ValueError, match=r"cp_size=2, but ring does not support context parallelism: give cp_size=1"):
@@ -211,11 +211,11 @@ def test_the_how_to_prints_what_it_says() -> None:
     dist.barrier()  # no rank leaves while another still works
 
 
-# --- what knows a registered strategy
+# --- functions that accept a registered strategy
 
 
 def test_a_setup_is_built_by_name_alias_or_configuration(ring: Strategy) -> None:
-    """Each gives the strategy's meshes; sizes that are left out have their defaults; policies need the sizes."""
+    """Each builds the strategy's meshes; sizes that are left out have their defaults; settings need their sizes."""
     sizes = RingSizes(ring_size=2, ulysses_size=2, pp_size=2)
     with fake_world(16):
         for strategy in ("ring", "Ring-Ulysses", RingConfig()):
@@ -237,7 +237,7 @@ def test_a_setup_is_built_by_name_alias_or_configuration(ring: Strategy) -> None
 
 
 def test_a_setup_of_existing_meshes_is_checked_by_the_record(ring: Strategy) -> None:
-    """Sizes of a framework's own must be those of the meshes; `cp`, derived from two axes, is no size asked for."""
+    """A framework's own sizes must be those of the meshes; `cp`, which is derived, is not compared with a size."""
     with fake_world(16):
         meshes = MeshContext.build(RingConfig(), RingSizes(ring_size=2, ulysses_size=2))
         for context in (meshes, MeshContext.from_meshes(meshes.device_mesh)):
@@ -260,7 +260,7 @@ def test_a_setup_of_existing_meshes_is_checked_by_the_record(ring: Strategy) -> 
 
 
 def test_a_context_takes_the_axes_of_registered_strategies() -> None:
-    """A mesh with other names is refused, with the names there are, until a strategy with these is registered."""
+    """A mesh with unknown axes is refused, with the known ones, until a strategy with these axes is registered."""
     with fake_world(8):
         mesh = compat.init_device_mesh("cpu", (4, 2), mesh_dim_names=("ring", "ulysses"))
         with pytest.raises(
@@ -325,8 +325,8 @@ def test_a_strategy_can_shard_without_replicas() -> None:
             assert context.parallelize_axis_kwargs()["dp_axis_names"] == (axis,)
 
 
-def test_a_strategy_can_go_without_a_mesh() -> None:
-    """The context then has the process group of all ranks, as with DDP."""
+def test_a_strategy_can_have_no_mesh() -> None:
+    """Without a mesh the context has the process group of all ranks, as with DDP."""
     register_strategy(Strategy(name="plain", config=OwnConfig, axes={"rows": "dp_size"}, has_mesh=False))
     with fake_world(8), MeshContext.build(OWN_CONFIG, ranks=range(4)) as context:
         assert context.device_mesh is None
@@ -412,7 +412,7 @@ def test_a_value_that_a_strategy_does_not_support_is_refused(ring: Strategy) -> 
 def test_sizes_that_do_not_fit_a_registered_strategy_are_refused(
     strategy: str, sizes: ParallelismSizes, message: str
 ) -> None:
-    """The messages are those of the built-in strategies, with the record's sizes and axes."""
+    """The messages are those for the built-in strategies, with the record's sizes and axes."""
     register_strategy(RING)
     register_strategy(OWN)
     register_strategy(
@@ -429,8 +429,8 @@ def test_sizes_that_do_not_fit_a_registered_strategy_are_refused(
 
 
 @pytest.mark.release_independent
-def test_an_axis_can_get_what_others_leave_of_a_size() -> None:
-    """An axis that comes from a quotient has its size, and the others fill the rest of the ranks."""
+def test_the_size_of_an_axis_can_be_a_quotient() -> None:
+    """An axis that comes from a quotient has that size, and `dp_size` is inferred for the rest of the ranks."""
     strategy = Strategy(
         name="inside",
         config=OwnConfig,
@@ -445,7 +445,7 @@ def test_an_axis_can_get_what_others_leave_of_a_size() -> None:
 
 @pytest.mark.release_independent
 def test_sizes_of_a_subclass_are_checked_when_made() -> None:
-    """A field of a framework's own is an int of at least 1, as the others are; the planner checks it again."""
+    """A framework's own field must be an int of at least 1, like the others; the planner checks it again."""
     with pytest.raises(ValueError, match="ring_size=0 is less than 1"):
         RingSizes(ring_size=0)
     sizes = RingSizes()
@@ -458,13 +458,13 @@ def test_sizes_of_a_subclass_are_checked_when_made() -> None:
 
 
 def foreign(name: str, **attributes: object) -> Any:
-    """Make an object of another package's class: it has a name and attributes, and nothing of this library."""
+    """Make an object of a class of another package, with a name and attributes, independent of this library."""
     return type(name, (), attributes)()
 
 
 @pytest.mark.parametrize("name", ["FSDP2Config", "MegatronFSDPConfig", "DDPConfig"])
 def test_a_configuration_of_another_package_is_recognised_by_its_class_name(name: str) -> None:
-    """It builds what this library's configuration of that name builds, and its settings are read where it has them."""
+    """It builds the same as this library's configuration of that name, and its settings are read if it has them."""
     config, ours = foreign(name, activation_checkpointing="full"), foreign(name)
     with fake_world(8):
         with MeshContext.build(config) as theirs, MeshContext.build(CONFIGS[name]()) as mine:
@@ -479,7 +479,7 @@ def test_a_configuration_of_another_package_is_recognised_by_its_class_name(name
 
 @pytest.mark.release_independent
 def test_what_a_strategy_does_not_support_is_refused_for_any_class() -> None:
-    """The record decides, not the class: for another package's `MegatronFSDPConfig` the same values are refused."""
+    """The same values are refused for a `MegatronFSDPConfig` of another package, because the record lists them."""
     for settings, message in (
         ({"activation_checkpointing": "selective"}, "'selective', but megatron_fsdp does not support it: give one of"),
         ({"sequence_parallel": True}, r"give MegatronFSDPConfig\(sequence_parallel=False\), or use strategy 'fsdp2'"),
@@ -494,7 +494,7 @@ def test_what_a_strategy_does_not_support_is_refused_for_any_class() -> None:
 
 @pytest.mark.release_independent
 def test_the_nearest_class_decides_which_strategy_a_configuration_is_for(ring: Strategy) -> None:
-    """A class is known by its name or its `strategy`, and where it has neither, its base class decides."""
+    """A class is recognised by its name or its `strategy`, else by those of its base class."""
 
     class Mine(FSDP2Config):
         """A subclass of a built-in configuration."""
@@ -504,11 +504,11 @@ def test_the_nearest_class_decides_which_strategy_a_configuration_is_for(ring: S
 
         strategy: ClassVar[str] = "Ring-Ulysses"
 
-    class RingConfig(FSDP2Config):  # called like that of the registered strategy
+    class RingConfig(FSDP2Config):  # the name of the configuration of the registered strategy
         """A subclass with the name of another strategy's configuration."""
 
     class FSDP2ConfigOfOurs:
-        strategy = "zero"  # no strategy's name
+        strategy = "zero"  # not the name of a strategy
 
     assert [strategy_name(config) for config in (Mine(), Labelled(), RingConfig())] == ["fsdp2", "ring", "ring"]
     for wrong in (FSDP2ConfigOfOurs(), FSDP2Config, "ring", None, foreign("Other", strategy="zero")):
@@ -599,7 +599,7 @@ class NoDefault(ParallelismSizes):
 def test_a_record_that_contradicts_itself_is_refused(
     change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    """It cannot be made, so it cannot be registered; the message says what is wrong."""
+    """Making the record raises an error that says what is wrong."""
     record: dict[str, Any] = {**GOOD, "derived": {} if "axes" in change else GOOD["derived"], **change}
     with pytest.raises(error, match=message):
         register_strategy(Strategy(**record))
@@ -619,8 +619,8 @@ def test_a_record_that_contradicts_itself_is_refused(
         ),
     ],
 )
-def test_what_another_strategy_has_cannot_be_registered(change: dict[str, Any], message: str) -> None:
-    """A taken name, alias or class name is refused, and so are known axes with another mesh for `fully_shard`."""
+def test_names_and_axes_of_another_strategy_cannot_be_registered(change: dict[str, Any], message: str) -> None:
+    """A name, alias or class name in use is refused, and so are known axes with another mesh for `fully_shard`."""
     before = dict(STRATEGIES)
     with pytest.raises(ValueError, match=message):
         register_strategy(Strategy(**{**GOOD, **change}))
@@ -639,7 +639,7 @@ def test_a_record_can_be_registered_again() -> None:
 
 @pytest.mark.release_independent
 def test_a_record_cannot_be_changed() -> None:
-    """Neither through what it was made from, nor through its own mappings; the registry is read-only too."""
+    """A record does not change with its arguments, and its mappings and the registry are read-only."""
     axes = {"dp": "dp_size"}
     strategy = Strategy(name="fixed", config=OwnConfig, axes=axes)
     axes["tp"] = "tp_size"
@@ -650,8 +650,8 @@ def test_a_record_cannot_be_changed() -> None:
 
 
 @pytest.mark.release_independent
-def test_the_built_in_strategies_support_these_sizes() -> None:
-    """A size that no axis comes from is not supported."""
+def test_only_fsdp2_supports_all_sizes() -> None:
+    """`fsdp2` supports all sizes, the others only those that their axes come from."""
     sizes = ("dp_size", "dp_replicate_size", "tp_size", "pp_size", "cp_size", "ep_size")
     refused = {name: {size for size in sizes if not strategy.supports(size)} for name, strategy in STRATEGIES.items()}
     assert refused == {

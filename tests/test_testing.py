@@ -1,4 +1,4 @@
-"""`automodel_mesh.testing`: forked ranks, the pytest plugin for them, leak checks, fake worlds."""
+"""`automodel_mesh.testing`: forked ranks, the pytest plugin, leak checks, fake worlds."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def failures_of(function: Callable[..., Any], world_size: int, *args: Any, **kwa
 
 
 def open_descriptors() -> list[str]:
-    """List this process's open descriptors and what they are."""
+    """List the open file descriptors of this process, with their files."""
     found = []
     for link in Path("/dev/fd/").iterdir():
-        with contextlib.suppress(OSError):  # the descriptor of the listing itself is gone by now
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed by now
             status = os.fstat(int(link.name))
             found.append(f"{link.name} {status.st_dev} {status.st_ino}")
     return sorted(found)
 
 
 def rank_and_sum(offset: int) -> tuple[int, int]:
-    """Return this rank and the sum of all ranks' numbers plus offset, which takes a real collective."""
+    """Return this rank and the sum of all ranks and offsets, computed by a collective."""
     number = torch.tensor([dist.get_rank() + offset])
     dist.all_reduce(number)
     return dist.get_rank(), int(number)
@@ -83,7 +83,7 @@ def fail_loudly() -> None:
     raise ValueError("no such axis")
 
 
-# --- run_ranks: what comes back
+# --- run_ranks: return values
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])
@@ -104,7 +104,7 @@ def test_without_a_backend_there_is_no_process_group() -> None:
 
 
 def test_ranks_see_the_environment_that_torchrun_sets() -> None:
-    """Code that reads torchrun's environment can initialise from it, and the parent's is untouched."""
+    """Ranks can be initialised from torchrun's environment variables, and the parent's environment does not change."""
     before = dict(os.environ)
 
     def environment() -> tuple[int, int, int]:
@@ -116,7 +116,7 @@ def test_ranks_see_the_environment_that_torchrun_sets() -> None:
 
 
 def test_large_values_and_tensors_come_back() -> None:
-    """Values far beyond a pipe's capacity come back from all ranks; tensors keep type and content."""
+    """Values much larger than the capacity of a pipe are returned from all ranks; tensors keep dtype and content."""
 
     def value() -> tuple[bytes, torch.Tensor]:
         return bytes(20_000_000), torch.full((3,), dist.get_rank(), dtype=torch.bfloat16)
@@ -135,7 +135,7 @@ def test_a_value_that_cannot_be_pickled_is_an_error_that_names_it() -> None:
 
 
 def test_no_rank_leaves_before_the_slowest_has_finished() -> None:
-    """A rank that finishes early does not close its connections on the others."""
+    """A rank that returns early does not close its connections to the others."""
     pending: list[Any] = []
 
     def late() -> None:
@@ -143,7 +143,7 @@ def test_no_rank_leaves_before_the_slowest_has_finished() -> None:
             time.sleep(0.3)
             for peer in range(1, 4):
                 dist.send(torch.ones(1), peer)
-        else:  # gloo receives this in the background, while the rank is there
+        else:  # gloo receives this in the background, while the rank waits to exit
             number = torch.zeros(1)
             pending.extend((number, dist.irecv(number, 0)))
 
@@ -154,7 +154,7 @@ def test_no_rank_leaves_before_the_slowest_has_finished() -> None:
 
 
 def test_a_failing_rank_is_reported_first_with_its_traceback_and_output() -> None:
-    """The cause comes first, with the test's own frames and what the rank wrote; the other ranks follow."""
+    """The report begins with the first failure, with the frames of the test and the rank's output; others follow."""
     error = failures_of(barrier_but, 4, 2, fail_loudly)
     first = error.failures[0]
     assert (first.rank, first.kind, first.summary) == (2, "raised", "raised ValueError: no such axis")
@@ -200,14 +200,14 @@ def test_ranks_that_hang_are_killed_at_the_time_limit() -> None:
     ],
 )
 def test_a_rank_that_dies_is_reported_with_its_signal_or_exit_status(death: Callable[[], None], summary: str) -> None:
-    """A rank that exits without raising comes first, before the ranks that fail because it is gone."""
+    """A rank that exits without raising is reported before the ranks that fail because of it."""
     error = failures_of(barrier_but, 3, 1, death)
     assert (error.failures[0].rank, error.failures[0].kind) == (1, "died")
     assert error.failures[0].summary == summary
 
 
 def test_a_crash_shows_the_python_stack() -> None:
-    """The report has the stack of a rank that died by a fatal signal of its own code."""
+    """The report has the Python stack of a rank that was killed by a fatal signal such as SIGSEGV."""
     error = failures_of(lambda: os.kill(os.getpid(), signal.SIGSEGV), 1, backend=None)
     assert error.failures[0].summary == "died by SIGSEGV"
     assert "Segmentation fault" in error.failures[0].details
@@ -237,7 +237,7 @@ def test_the_error_can_be_pickled() -> None:
     "outcome", [pytest.skip.Exception, pytest.xfail.Exception, pytest.exit.Exception, unittest.SkipTest]
 )
 def test_a_skip_of_every_rank_is_a_skip(outcome: type[BaseException]) -> None:
-    """A skip (or the like) that every rank raises is raised in the parent, with its reason."""
+    """A skip or another outcome exception that every rank raises is raised in the parent, with its reason."""
 
     def stop() -> None:
         raise outcome("not on this torch")
@@ -253,7 +253,7 @@ def test_a_skip_of_some_ranks_is_a_failure() -> None:
     assert "raised Skipped: not me (passed on only when every rank raises it)" in str(error)
 
 
-# --- run_ranks: limits, and what is left behind
+# --- run_ranks: limits and cleaning up
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], match: st
 
 
 def test_a_process_with_a_process_group_cannot_start_ranks() -> None:
-    """Ranks would inherit the group without its connections, so an error says that, and what to do."""
+    """Ranks would inherit the group without its connections, so it is an error that says what to do."""
     with (
         fake_world(4, rank=2),
         pytest.raises(RuntimeError, match=r"is rank 2 of a process group of 4.*destroy"),
@@ -281,7 +281,7 @@ def test_a_process_with_a_process_group_cannot_start_ranks() -> None:
 
 
 def test_a_process_with_cuda_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA context does not survive a fork, so an error says that (CUDA is replaced here: no GPU needed)."""
+    """A CUDA context cannot be used after a fork, so it is an error (CUDA is mocked: no GPU needed)."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.raises(RuntimeError, match="CUDA is initialised in this process"):
         run_ranks(os.getpid, 1)
@@ -289,8 +289,10 @@ def test_a_process_with_cuda_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("world_size", [1, 4])
 @pytest.mark.parametrize("ending", ["return", "raise", "hang"])
-def test_nothing_is_left_behind(world_size: int, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process, zombie, descriptor, thread or temporary file outlives a run, however it ends."""
+def test_a_run_leaves_nothing_behind(
+    world_size: int, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a run, successful or not, there is no additional process, zombie, descriptor, thread or temporary file."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     descriptors, threads = open_descriptors(), threading.active_count()
 
@@ -312,13 +314,13 @@ def test_nothing_is_left_behind(world_size: int, ending: str, tmp_path: Path, mo
 
 
 def test_a_child_of_a_rank_that_keeps_the_pipe_open_does_not_delay_the_run() -> None:
-    """The run ends with the rank, even while a process that the rank has started still runs."""
+    """A run ends when its ranks have, even if a process that a rank has started is still running."""
     reader, writer = os.pipe()
 
     def leave_a_child() -> None:
         if os.fork() == 0:
             os.close(writer)
-            os.read(reader, 1)  # lives until this test has closed the other end
+            os.read(reader, 1)  # returns once this test has closed the other end
             os._exit(0)
         os._exit(5)
 
@@ -330,7 +332,7 @@ def test_a_child_of_a_rank_that_keeps_the_pipe_open_does_not_delay_the_run() -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can kill a process when its parent ends")
 def test_ranks_die_with_their_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks whose parent is killed are killed as well."""
+    """If the parent is killed, its ranks are killed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a killed parent cannot remove the ranks' files
     reader, writer = os.pipe()
 
@@ -376,7 +378,7 @@ def test_threads_of_the_parent_raise_no_warning_and_ranks_compute() -> None:
 @hypothesis.settings(deadline=None, max_examples=5, database=None)
 @hypothesis.given(world_size=st.integers(1, 4), offset=st.integers(0, 9))
 def test_ranks_run_inside_a_property_test(world_size: int, offset: int) -> None:
-    """Each example of a hypothesis test can run ranks of its own."""
+    """Each example of a hypothesis test can start its own ranks."""
     hypothesis.assume(world_size * offset != 4)
     total = sum(range(world_size)) + offset * world_size
     assert run_ranks(rank_and_sum, world_size, offset) == [(rank, total) for rank in range(world_size)]
@@ -386,7 +388,7 @@ def test_ranks_run_inside_a_property_test(world_size: int, offset: int) -> None:
 
 
 @pytest.mark.ranks(2)
-def test_a_left_process_group_is_named() -> None:
+def test_a_leaked_process_group_is_named() -> None:
     """The leak check names the group and its ranks, and passes once the group is destroyed."""
     groups: list[Any] = []
     with pytest.raises(LeakError, match=r"process group '.+' of ranks \[0, 1\]"), leak_check():
@@ -401,8 +403,8 @@ def test_a_left_process_group_is_named() -> None:
 
 
 @pytest.mark.ranks(2)
-def test_a_left_mesh_is_named() -> None:
-    """The leak check shows a mesh that something still refers to, and passes once nothing does."""
+def test_a_leaked_mesh_is_named() -> None:
+    """The leak check shows a mesh that is still referred to, and passes once it is not."""
     kept: list[Any] = []
     with (
         pytest.raises(LeakError, match=r"0 process group\(s\), 1 mesh\(es\)\n  mesh DeviceMesh"),
@@ -417,7 +419,7 @@ def test_a_left_mesh_is_named() -> None:
 
 @pytest.mark.ranks(2)
 def test_what_existed_before_the_block_is_no_leak() -> None:
-    """Only what the block itself leaves behind counts, even if an equal mesh existed before."""
+    """Only groups and meshes made in the block are leaks, even if an equal mesh existed before."""
     meshes = [compat.init_device_mesh("cpu", (2,), mesh_dim_names=("dp",))]
     with leak_check():
         pass
@@ -474,7 +476,7 @@ def test_the_mesh_registry_is_empty_at_the_start_of_a_test(mesh_registry_reset: 
         assert compat.get_root_mesh(compat.slice_mesh(mesh, ("tp",))) is mesh
 
 
-# --- the plugin, seen from this very suite
+# --- the plugin, used by this suite
 
 
 @pytest.fixture
@@ -495,18 +497,18 @@ def test_fixtures_are_computed_once_in_the_parent(made_once: int, factor: int) -
 class TestOnRanks:
     """The marker works on a class, and a test's own marker overrides it."""
 
-    def test_inherits_the_marker(self) -> None:
+    def test_a_test_inherits_the_marker_of_its_class(self) -> None:
         """A test without a marker of its own has the marker of its class."""
         assert dist.get_world_size() == 2
 
     @pytest.mark.ranks(3, backend="gloo", timeout=30)
-    def test_its_own_marker_is_closer(self) -> None:
+    def test_a_marker_of_a_test_overrides_that_of_its_class(self) -> None:
         """A test's own marker overrides that of its class."""
         assert dist.get_world_size() == 3
 
 
 @pytest.mark.ranks(2, backend=None)
-def test_a_test_on_ranks_without_a_process_group() -> None:
+def test_ranks_without_a_backend_have_no_process_group() -> None:
     """With `backend=None` in the marker, ranks have no process group."""
     assert not dist.is_initialized()
 
@@ -515,7 +517,7 @@ def test_a_test_on_ranks_without_a_process_group() -> None:
 @hypothesis.settings(deadline=None, max_examples=5, database=None)
 @hypothesis.given(offset=st.integers(0, 1000))
 def test_every_rank_gets_the_same_example(offset: int) -> None:
-    """Under @given the examples are drawn in the parent; `assume` works on ranks."""
+    """With @given, examples are drawn in the parent; `assume` works on ranks."""
     hypothesis.assume(offset != 4)
     assert rank_and_sum(offset)[1] == 1 + 2 * offset
 
@@ -529,14 +531,14 @@ def test_a_rank_test_runs_on_each_device_and_backend(device_backend: DeviceBacke
     assert number.item() == 2
 
 
-# --- the plugin, seen from outside
+# --- the plugin, used by another suite
 
 CONFTEST = 'pytest_plugins = ["automodel_mesh.testing"]'
 
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
-    """Run a test module as a user's suite that loads the plugin; warnings are errors."""
+    """Return a function that runs a test module as a user's suite which loads the plugin; warnings are errors."""
     pytester.makeconftest(CONFTEST)
 
     def run(body: str, *options: str) -> pytest.RunResult:
@@ -547,16 +549,16 @@ def suite(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 
 
 def test_a_report_shows_the_ranks_and_no_frames_of_the_plugin(suite: Callable[..., pytest.RunResult]) -> None:
-    """The report of a failed test has each rank's traceback and output, that of a passed test the output."""
+    """The report of a failed test has each rank's traceback and output; that of a passed test, the output."""
     result = suite(
         """
 @pytest.mark.ranks(2)
-def test_fails():
+def test_rank_1_fails():
     print("hello from rank", dist.get_rank())
     assert dist.get_rank() == 0
 
 @pytest.mark.ranks(2)
-def test_passes():
+def test_all_ranks_pass():
     print("greetings from rank", dist.get_rank())
 """
     )
@@ -570,42 +572,42 @@ def test_passes():
 
 
 def test_outcomes_of_tests_on_ranks_are_counted_as_usual(suite: Callable[..., pytest.RunResult]) -> None:
-    """Skips, expected failures, leaks and wrong markers are counted as pytest counts them elsewhere."""
+    """Skips, expected failures, leaks and wrong markers are counted like those of other tests."""
     result = suite(
         """
 import unittest
 
 @pytest.mark.ranks(2)
-def test_skips():
+def test_all_ranks_skip():
     pytest.skip("skipped by all ranks")
 
 @pytest.mark.ranks(2)
 @pytest.mark.xfail(raises=AssertionError, strict=True)
-def test_expected():
+def test_an_expected_failure():
     assert False
 
 @pytest.mark.ranks(2)
-def test_leaks(no_leaks):
+def test_a_leak_on_ranks(no_leaks):
     dist.new_group([0, 1])
 
-def test_leaks_in_this_process(no_leaks):
+def test_a_leak_in_this_process(no_leaks):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
-def test_after_a_leak():
+def test_the_group_of_a_leak_is_still_there():
     dist.destroy_process_group()
 
 @pytest.mark.ranks("two")
-def test_wrong(): pass
+def test_a_marker_with_a_wrong_value(): pass
 
 @pytest.mark.ranks(2, ranks=3)
-def test_unknown(): pass
+def test_a_marker_with_an_unknown_argument(): pass
 
 @pytest.mark.ranks(2)
-async def test_async(): pass
+async def test_a_marked_coroutine(): pass
 
 class TestUnit(unittest.TestCase):
     @pytest.mark.ranks(2)
-    def test_unit(self): pass
+    def test_a_marked_method_of_unittest(self): pass
 """
     )
     text = result.stdout.str()
@@ -620,13 +622,13 @@ class TestUnit(unittest.TestCase):
     result.assert_outcomes(passed=2, failed=1, errors=5, skipped=1, xfailed=1)
 
 
-def test_devices_that_are_not_there_are_skipped(
+def test_tests_without_their_device_are_skipped(
     suite: Callable[..., pytest.RunResult],
 ) -> None:
     """Each device and backend is one test, skipped with the reason; those on a GPU carry `cuda`."""
     body = """
 @pytest.mark.ranks(2)
-def test_backend(device_backend):
+def test_the_group_has_the_backend(device_backend):
     assert dist.get_backend() == device_backend.backend
 """
     result = suite(body, "-m", "not cuda")
@@ -637,8 +639,8 @@ def test_backend(device_backend):
         result.stdout.fnmatch_lines("*no GPU: torch * sees none on this machine*")
 
 
-def test_too_few_gpus_for_nccl_are_a_reason_to_skip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL needs one GPU for each rank, gloo ranks share them (the count is replaced here: no GPU needed)."""
+def test_nccl_tests_are_skipped_with_too_few_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL needs one GPU for each rank, gloo ranks can share one (the count is mocked: no GPU needed)."""
     monkeypatch.setattr(worlds, "_gpu_count", lambda: 1)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     reason = unavailable_reason(DeviceBackend("cuda", "nccl"), 8)
@@ -657,7 +659,7 @@ def test_this_suite_runs_each_test_in_a_process_of_its_own() -> None:
 
 PROGRAM = """
 import sys
-sys.modules["pytest"] = None  # as if it were not installed
+sys.modules["pytest"] = None  # importing it raises, as if it were not installed
 from automodel_mesh.testing.ranks import run_ranks
 print(run_ranks(int, 2))
 del sys.modules["pytest"]
@@ -666,7 +668,7 @@ import automodel_mesh.testing
 
 
 def test_ranks_need_no_pytest_and_raise_no_warning() -> None:
-    """Ranks run where pytest is not installed; imports and ranks raise no warning under `python -W error`."""
+    """Ranks run without pytest installed; imports and ranks give no warning with `python -W error`."""
     root = Path(automodel_mesh.__file__).parent.parent
     command = [sys.executable, "-W", "error", "-c", PROGRAM]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Tests of the arithmetic: groups against NumPy's reshape and transpose, size checks and messages."""
+"""`automodel_mesh.topology`: groups compared with NumPy's reshape and transpose, checks of sizes, messages."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FSDP2_DERIVED = {
 
 
 def oracle(axes: Sequence[str], shape: Sequence[int], ranks: Sequence[int], folded: Sequence[str]) -> Groups:
-    """Every group of the folded axes, by moving them last in an array of the ranks."""
+    """Return every group of the folded axes, by moving them last in an array of the ranks."""
     grid = np.array(ranks).reshape(shape)
     last = [axes.index(name) for name in folded]
     first = [index for index in range(len(axes)) if index not in last]
@@ -71,13 +71,13 @@ def assert_matches_oracle(topology: Topology, ranks: Sequence[int]) -> None:
 
 
 def distinct_sets(rank: int, *topologies: Topology) -> set[tuple[int, ...]]:
-    """The different groups of more than one rank that a rank is in, found by listing them."""
+    """Return the different groups of more than one rank that a rank is in, found by listing all."""
     groups = {each.group_of(rank, axis) for each in topologies for axis in each.all_axes}
     return {group for group in groups if len(group) > 1}
 
 
 def factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write a number as an ordered product of that many factors."""
+    """Yield every way to write a number as an ordered product of so many factors."""
     for candidate in itertools.product(divisors(number), repeat=parts):
         if prod(candidate) == number:
             yield candidate
@@ -85,7 +85,7 @@ def factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
-    """Grids of one to five axes of size 1 to 4, any of them folded, on scattered ranks or all."""
+    """Draw grids of one to five axes of size 1 to 4, with any derived axes, over all ranks or some."""
     shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
     axes = NAMES[: len(shape)]
     folds = draw(st.lists(st.sets(st.sampled_from(axes), min_size=1), max_size=4))
@@ -111,7 +111,7 @@ def test_groups_equal_the_oracle(topology: Topology) -> None:
 @settings(deadline=None, database=None)
 @given(topologies())
 def test_coordinates_equal_the_oracle(topology: Topology) -> None:
-    """A rank's coordinate is its place in the row-major array of the ranks."""
+    """A rank's coordinate is its index in the row-major array of the ranks."""
     grid = np.array(topology.ranks).reshape(topology.shape)
     for place in np.ndindex(topology.shape):
         assert topology.coordinate(int(grid[place])) == place
@@ -120,7 +120,7 @@ def test_coordinates_equal_the_oracle(topology: Topology) -> None:
 @settings(deadline=None, database=None)
 @given(topologies())
 def test_coincident_axes_equal_the_oracle(topology: Topology) -> None:
-    """Axes are in one class exactly when their groups are equal, and each rank's groups are counted so."""
+    """Axes are in one class exactly if their groups are equal; a rank has as many groups as there are classes."""
     groups = {axis: tuple(topology.groups(axis)) for axis in topology.all_axes}
     found = topology.coincident_axes()
     several = [axis for axis in topology.all_axes if topology.size(axis) > 1]
@@ -137,7 +137,7 @@ def test_coincident_axes_equal_the_oracle(topology: Topology) -> None:
 @settings(deadline=None, database=None)
 @given(st.sampled_from([8, 12, 24, 36]), st.data())
 def test_layouts_tell_equal_groups_across_topologies(number: int, data: st.DataObject) -> None:
-    """Axes of two grids over the same ranks share all groups when their layouts are equal, else none."""
+    """Axes of two grids over the same ranks have the same groups if their layouts are equal, else no common group."""
     shapes = st.sampled_from(list(factorisations(number, 3)))
     one = Topology(("a", "b", "c"), data.draw(shapes), {"ab": ("a", "b"), "ac": ("a", "c")})
     other = Topology(("x", "y", "z"), data.draw(shapes), {"yz": ("y", "z"), "xz": ("x", "z")})
@@ -152,7 +152,7 @@ def test_layouts_tell_equal_groups_across_topologies(number: int, data: st.DataO
 
 @pytest.mark.parametrize("shape", [(2, 3, 2, 2, 3), (2, 1, 3, 1, 2), (1, 4, 1, 2, 2)])
 def test_every_fold_of_five_axes_equals_the_oracle(shape: tuple[int, ...]) -> None:
-    """Whichever of five axes are folded, neighbours or not, the groups are the oracle's."""
+    """For any subset of five axes, contiguous or not, the groups of the folded axis are the oracle's."""
     folds = [fold for size in range(1, 6) for fold in itertools.combinations(NAMES, size)]
     derived = {"_".join(("fold", *fold)): fold for fold in folds}
     total = prod(shape)
@@ -166,7 +166,7 @@ def test_groups_of_a_non_contiguous_fold_are_ascending_and_ordered_by_lowest_ran
     assert list(grid.groups("ac")) == [(0, 1, 4, 5), (2, 3, 6, 7)]
 
 
-def test_coincident_axes_without_context_parallelism() -> None:
+def test_dp_shard_and_dp_shard_cp_coincide_without_context_parallelism() -> None:
     """With cp of 1, dp_shard and dp_shard_cp are one class, dp and dp_cp another, pp and cp singletons."""
     root = plan_topologies("fsdp2", ParallelismSizes(dp_replicate_size=2, tp_size=2), 8).root
     assert root.coincident_axes() == CoincidentAxes(
@@ -178,14 +178,14 @@ def test_coincident_axes_without_context_parallelism() -> None:
 
 
 def test_covering_axes_are_named() -> None:
-    """Where only dp_shard is larger than 1, every axis that folds it covers all ranks in one group."""
+    """If only dp_shard is larger than 1, every axis that folds it has one group of all ranks."""
     found = plan_topologies("fsdp2", ParallelismSizes(), 8).root.coincident_axes()
     assert found.covering == ("dp_shard", "dp", "dp_shard_cp", "dp_cp")
     assert found.classes == (found.covering,)
 
 
 def test_one_rank_has_only_singletons() -> None:
-    """In a world of one rank every axis is a singleton and no communicator of several ranks is needed."""
+    """In a world of one rank every axis is a singleton, and no communicator of several ranks is needed."""
     root = plan_topologies("fsdp2", ParallelismSizes(), 1).root
     assert root.coincident_axes() == CoincidentAxes(root.all_axes, (), ())
     assert root.distinct_groups_per_rank() == 0
@@ -196,8 +196,8 @@ def test_one_rank_has_only_singletons() -> None:
 # Strategies
 
 
-def test_fsdp2_every_factorisation_of_eight_with_every_expert_size() -> None:
-    """All grids of 8 ranks have the oracle's groups, and the expert grid re-folds each pipeline stage."""
+def test_fsdp2_groups_of_every_factorisation_of_eight_equal_the_oracle() -> None:
+    """All grids of 8 ranks have the oracle's groups, and so have their expert grids."""
     cases = 0
     for shape in factorisations(8, 5):
         pp, replicas, shards, cp, tp = shape
@@ -228,8 +228,8 @@ def test_fsdp2_every_factorisation_of_eight_with_every_expert_size() -> None:
     assert cases == 119
 
 
-def test_expert_grid_folds_replicas_and_tensor_parallel_ranks_but_not_stages() -> None:
-    """An ep of 4 over 2 stages of (2 replicas, tp of 2) takes one whole stage, never ranks of two."""
+def test_an_expert_grid_covers_one_pipeline_stage() -> None:
+    """An ep of 4 over 2 stages of (2 replicas, tp of 2) has groups of one whole stage, never ranks of two."""
     sizes = ParallelismSizes(dp_size=2, dp_replicate_size=2, tp_size=2, pp_size=2, ep_size=4)
     moe = plan_topologies("fsdp2", sizes, 8).moe
     assert moe is not None
@@ -237,7 +237,7 @@ def test_expert_grid_folds_replicas_and_tensor_parallel_ranks_but_not_stages() -
 
 
 @pytest.mark.parametrize("shape", list(factorisations(8, 3)))
-def test_megatron_fsdp_every_factorisation_of_eight(shape: tuple[int, int, int]) -> None:
+def test_megatron_fsdp_groups_of_every_factorisation_of_eight_equal_the_oracle(shape: tuple[int, int, int]) -> None:
     """Megatron-FSDP has the axes (dp, cp, tp) and the derived axis dp_cp, and no expert grid."""
     _, cp, tp = shape
     root, moe = plan_topologies("megatron_fsdp", ParallelismSizes(cp_size=cp, tp_size=tp, dp_replicate_size=1), 8)
@@ -268,8 +268,8 @@ def test_a_strategy_may_be_named_by_a_str_enum() -> None:
 # Part of the world
 
 
-def test_ranks_take_the_places_of_the_grid() -> None:
-    """On a subset of the ranks, the same shape has the same groups with each place's rank in it."""
+def test_a_subset_of_the_ranks_has_the_same_groups_by_position() -> None:
+    """On a subset of the ranks, the groups are those of the same shape, with the rank at each position."""
     ranks = [1, 2, 5, 6, 8, 11, 12, 15]
     sizes = ParallelismSizes(tp_size=2, pp_size=2, ep_size=2)
     root, moe = plan_topologies("fsdp2", sizes, 16, ranks=ranks)
@@ -282,7 +282,7 @@ def test_ranks_take_the_places_of_the_grid() -> None:
 
 @pytest.mark.parametrize("ranks", [[2, 3, 4, 5], (2, 3, 4, 5), range(2, 6)])
 def test_equal_ranks_make_equal_topologies(ranks: Sequence[int]) -> None:
-    """A list, a tuple and a range of the same ranks give topologies that are equal and hash alike."""
+    """A list, a tuple and a range of the same ranks give topologies that are equal and have equal hashes."""
     grid = Topology(("a", "b"), (2, 2), ranks=ranks)
     reference = Topology(("a", "b"), (2, 2), ranks=range(2, 6))
     assert grid == reference
@@ -292,7 +292,7 @@ def test_equal_ranks_make_equal_topologies(ranks: Sequence[int]) -> None:
 
 @pytest.mark.parametrize("rank", [0, 3, 7, -1])
 def test_a_rank_outside_is_refused(rank: int) -> None:
-    """Asking for the place or group of a rank that takes no part names it and the ranks that do."""
+    """The coordinate or group of a rank outside the topology is an error with the rank and the valid ranks."""
     grid = Topology(("a", "b"), (2, 2), ranks=[1, 2, 4, 6])
     assert rank not in grid
     with pytest.raises(ValueError, match=rf"rank={rank} does not take part .* 1, 2, 4, 6"):
@@ -303,7 +303,7 @@ def test_a_rank_outside_is_refused(rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [True, 1.0, "1", None])
 def test_a_rank_that_is_no_int_is_refused(rank: object) -> None:
-    """A bool, float, string or None is no rank, though some compare equal to one."""
+    """A bool, float, string or None is not a rank, even if it compares equal to one."""
     grid = Topology(("a",), (2,))
     assert rank not in grid
     with pytest.raises(TypeError, match=r"rank=.* is of type"):
@@ -330,13 +330,13 @@ def test_a_rank_that_is_no_int_is_refused(rank: object) -> None:
     ],
 )
 def test_bad_ranks_are_refused(ranks: Sequence[int], error: type[Exception], message: str) -> None:
-    """Ranks that are not distinct ascending ints inside the world are refused, naming the first at fault."""
+    """Ranks that are not distinct ascending ints of the world are refused; the error names the first wrong one."""
     with pytest.raises(error, match=message):
         plan_topologies("fsdp2", ParallelismSizes(), 8, ranks=ranks)
 
 
 def test_sizes_must_fill_the_ranks_not_the_world() -> None:
-    """With a subset, the sizes are held against the number of ranks in it, and the message says so."""
+    """With a subset of the ranks, the sizes must fill its number of ranks, and the message says so."""
     with pytest.raises(ValueError, match=r"= 4, but len\(ranks\)=2\. Give dp_size=1"):
         plan_topologies("fsdp2", ParallelismSizes(dp_size=2, tp_size=2), 8, ranks=[3, 5])
     with pytest.raises(ValueError, match=r"len\(ranks\)=2 is not divisible by"):
@@ -348,7 +348,7 @@ def test_sizes_must_fill_the_ranks_not_the_world() -> None:
 
 
 def million() -> tuple[Topology, Topology]:
-    """A million ranks with every axis larger than 1, and its expert grid."""
+    """Plan a million ranks with every axis larger than 1, and its expert grid."""
     sizes = ParallelismSizes(dp_replicate_size=5, tp_size=8, pp_size=10, cp_size=4, ep_size=16)
     root, moe = plan_topologies("fsdp2", sizes, 1_000_000)
     assert moe is not None
@@ -356,7 +356,7 @@ def million() -> tuple[Topology, Topology]:
 
 
 def test_a_million_ranks_are_not_listed() -> None:
-    """Planning a million ranks and asking for a rank's groups takes memory for the groups alone."""
+    """Planning a million ranks and computing the groups of one rank needs memory for these groups only."""
     tracemalloc.start()
     try:
         root, moe = million()
@@ -368,7 +368,7 @@ def test_a_million_ranks_are_not_listed() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # The ranks alone, as ints in a list, would take 36 MB.
+    # A list of the ranks alone would take 36 MB.
     assert peak < 500_000
     assert counts == [100_000, 200_000, 1_600, 250_000, 125_000, 320, 400, 80, 100_000, 160, 62_500]
     assert [len(group) for group in groups] == [10, 5, 625, 4, 8]
@@ -377,8 +377,8 @@ def test_a_million_ranks_are_not_listed() -> None:
     assert (distinct, coincident.singletons, coincident.covering) == (10, (), ())
 
 
-def test_groups_of_a_million_ranks_stream() -> None:
-    """Going through all 125,000 tensor-parallel groups covers each rank once and holds only one at a time."""
+def test_groups_of_a_million_ranks_are_yielded_one_at_a_time() -> None:
+    """All 125,000 tensor-parallel groups contain each rank once, and only one group is in memory at a time."""
     root, _ = million()
     groups = root.groups("tp")
     tracemalloc.start()
@@ -395,8 +395,8 @@ def test_groups_of_a_million_ranks_stream() -> None:
     assert peak < 100_000
 
 
-def test_a_million_ranks_equal_the_oracle_where_looked_at() -> None:
-    """Groups of some ranks of a million are those of NumPy's array of them."""
+def test_groups_of_a_million_ranks_equal_the_oracle() -> None:
+    """The groups of some ranks of a million are those of NumPy's array of the ranks."""
     root, moe = million()
     for topology in (root, moe):
         grid = np.arange(1_000_000).reshape(topology.shape)
@@ -444,7 +444,7 @@ def test_sizes_that_are_no_int_are_refused(field: str, value: object, kind: str)
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_none_is_allowed_only_where_a_size_can_be_inferred(field: str) -> None:
-    """None stands for dp_size and dp_replicate_size, and is a TypeError for every other size."""
+    """None is valid for dp_size and dp_replicate_size, and a TypeError for every other size."""
     if field in ("dp_size", "dp_replicate_size"):
         assert getattr(ParallelismSizes(**{field: None}), field) is None  # type: ignore[arg-type]
         return
@@ -454,7 +454,7 @@ def test_none_is_allowed_only_where_a_size_can_be_inferred(field: str) -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_planner_checks_sizes_of_any_class(field: str) -> None:
-    """A request of another class with the same fields is checked as strictly."""
+    """An object of another class with the same fields is checked as strictly."""
 
     class Loose:
         dp_size: int | None = None
@@ -480,14 +480,14 @@ def test_world_size_is_checked(strategy: str, world_size: int, error: type[Excep
 @settings(deadline=None, database=None)
 @given(st.integers(1, 5_000))
 def test_divisors_equal_trial_division(number: int) -> None:
-    """Divisors are all numbers that divide, ascending."""
+    """Divisors are all numbers that divide the number, ascending."""
     assert divisors(number) == [candidate for candidate in range(1, number + 1) if number % candidate == 0]
 
 
 @settings(deadline=None, database=None)
 @given(st.integers(1, 40), st.lists(st.integers(1, 6), max_size=3), st.integers(1, 500))
 def test_dp_size_is_inferred_exactly_when_the_rest_divides(dp: int, rest: list[int], world: int) -> None:
-    """Inference gives the one dp_size that fills the ranks, and refuses where none does or another is."""
+    """The inferred dp_size fills the ranks; it is an error if none does, or if another one is given."""
     factors = {f"size_{index}": size for index, size in enumerate(rest)}
     full = dp * prod(rest)
     assert infer_dp_size(None, full, factors) == dp
@@ -500,7 +500,7 @@ def test_dp_size_is_inferred_exactly_when_the_rest_divides(dp: int, rest: list[i
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Messages: strategy, field, value, and what would do
+# Messages: strategy, field, value, and valid values
 
 
 @pytest.mark.parametrize(
@@ -626,7 +626,7 @@ def test_dp_size_is_inferred_exactly_when_the_rest_divides(dp: int, rest: list[i
 def test_a_size_that_does_not_fit_is_reported_with_those_that_would(
     strategy: str, sizes: Mapping[str, int], message: str
 ) -> None:
-    """The message has the strategy, the size, its value and the values that would do."""
+    """The message has the strategy, the size, its value and the valid values."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         plan_topologies(strategy, ParallelismSizes(**sizes), 8)
 
@@ -639,7 +639,7 @@ def test_ddp_takes_no_other_size(field: str) -> None:
 
 
 def test_the_planner_accepts_every_remedy_of_a_message() -> None:
-    """Every tp_size that a message offers is one the planner accepts, and it offers all of them."""
+    """The planner accepts every tp_size that a message lists, and the message lists all that it accepts."""
     accepted = []
     for tp in range(1, 25):
         try:
@@ -652,7 +652,7 @@ def test_the_planner_accepts_every_remedy_of_a_message() -> None:
 
 
 def test_long_choices_are_shortened() -> None:
-    """A world with many divisors does not flood the message."""
+    """In a message, a long list of divisors is shortened."""
     with pytest.raises(ValueError, match=r"one of 1, 2, 3, 4, 5, 6, 7, 8, \.\.\., 360360, 720720, leaving"):
         plan_topologies("fsdp2", ParallelismSizes(tp_size=17), 720_720)
 
@@ -665,7 +665,7 @@ def test_an_unknown_strategy_is_refused(strategy: str) -> None:
 
 
 def test_an_unknown_axis_is_refused_with_those_there_are() -> None:
-    """Every question about an unknown axis is a KeyError, at the call, that lists native and derived axes."""
+    """Each method with an unknown axis raises a KeyError, at the call, that lists native and derived axes."""
     root = plan_topologies("megatron_fsdp", ParallelismSizes(), 8).root
     expected = r"no axis 'pp' here: the native axes are dp, cp, tp; the derived axes are dp_cp"
     for ask in (root.size, root.layout, root.groups, root.number_of_groups):
@@ -697,14 +697,14 @@ def test_an_unknown_axis_is_refused_with_those_there_are() -> None:
     ],
 )
 def test_a_malformed_grid_is_refused(arguments: dict[str, object], error: type[Exception], message: str) -> None:
-    """A topology that does not hang together cannot be made, and the message names the fault."""
+    """A topology whose arguments contradict each other raises an error that says how."""
     whole: dict[str, object] = {"axes": ("a", "b"), "shape": (2, 2), **arguments}
     with pytest.raises(error, match=message):
         Topology(**whole)  # type: ignore[arg-type]
 
 
 def test_topologies_over_different_ranks_are_not_compared() -> None:
-    """Counting shared groups of grids over different ranks is refused: their places mean different ranks."""
+    """Counting common groups of grids over different ranks is refused: their positions mean different ranks."""
     with pytest.raises(ValueError, match=r"different ranks, 0, 1 and 2, 3"):
         shared_layouts(Topology(("a",), (2,)), Topology(("a",), (2,), ranks=[2, 3]))
 
@@ -714,7 +714,7 @@ def test_topologies_over_different_ranks_are_not_compared() -> None:
 
 
 def test_a_topology_cannot_be_changed() -> None:
-    """Neither a field nor the mapping of derived axes can be changed, nor through what it was made from."""
+    """Fields and the mapping of derived axes are read-only, and independent of the arguments."""
     derived: dict[str, tuple[str, ...]] = {"ab": ("a", "b")}
     grid = Topology(["a", "b"], [2, 2], derived)
     derived["b"] = ("a",)
@@ -727,7 +727,7 @@ def test_a_topology_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("ranks", [None, [1, 2, 4, 8]])
 def test_a_topology_survives_pickle_copy_and_replace(ranks: list[int] | None) -> None:
-    """Pickled, deep-copied or replaced without changes, a topology equals itself and hashes the same."""
+    """A topology that is pickled, deep-copied or replaced without changes is equal and has the same hash."""
     grid = Topology(("a", "b"), (2, 2), {"ab": ("a", "b")}, ranks)
     reloaded = pickle.loads(pickle.dumps(grid))
     for other in (reloaded, copy.deepcopy(grid), dataclasses.replace(grid)):
@@ -735,8 +735,8 @@ def test_a_topology_survives_pickle_copy_and_replace(ranks: list[int] | None) ->
         assert hash(other) == hash(grid)
 
 
-def test_str_enum_names_are_plain_strings_inside() -> None:
-    """Axes named by a str enum are kept as plain strings, and questions may use either."""
+def test_str_enum_names_are_stored_as_plain_strings() -> None:
+    """Names of axes from a str enum are stored as plain strings, and methods accept both."""
 
     class Name(str, Enum):
         PP = "pp"
@@ -751,7 +751,7 @@ def test_str_enum_names_are_plain_strings_inside() -> None:
 
 
 def test_check_functions_return_what_they_checked() -> None:
-    """Evenly spaced ranks come back as a range, others as a tuple, and a good size is accepted silently."""
+    """Evenly spaced ranks are returned as a range, others as a tuple, and a valid size raises nothing."""
     assert checked_ranks([4, 6, 8]) == range(4, 10, 2)
     assert checked_ranks([7]) == range(7, 8)
     assert checked_ranks([1, 2, 4], 5) == (1, 2, 4)
@@ -761,7 +761,7 @@ def test_check_functions_return_what_they_checked() -> None:
 
 @pytest.mark.parametrize("module", [checks, errors, layouts, sizes_module, strategies_module, topology_module])
 def test_the_modules_need_only_the_standard_library(module: ModuleType) -> None:
-    """No import of torch, nor of anything else but the standard library and each other, stands in the modules."""
+    """The modules import only the standard library, and each other."""
     assert module.__file__ is not None
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

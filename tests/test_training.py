@@ -1,8 +1,8 @@
-"""Real training on our meshes: FSDP2, HSDP, tensor and context parallelism give what one process computes.
+"""Training on our meshes: FSDP2, HSDP, tensor and context parallelism have the same results as one process.
 
-The model works on each token alone, so cutting sequences in pieces (the axis `cp`) changes nothing in it; and
-all ranks hold equally many tokens, so the mean of their losses is the loss over all tokens, and the mean of
-their gradients is its gradient.
+The model processes each token alone, so splitting sequences (the axis `cp`) does not change its results. All ranks have
+equally many tokens, so the mean of their losses is the loss over all tokens, and the mean of their gradients is its
+gradient.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ STEPS, LEARNING_RATE = 2, 0.5
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many ranks each axis has."""
+    """The size of each axis."""
 
     dp_replicate: int
     dp_shard: int
@@ -79,14 +79,14 @@ STRATEGIES = {
 
 @dataclass(frozen=True)
 class Meshes:
-    """What a training loop takes from its meshes.
+    """The meshes that a training loop uses.
 
     Attributes:
         fsdp: the mesh for `fully_shard`: one axis, or (replicate, shard).
         tp: the tensor parallel axis, `None` without.
-        loss: one axis of all ranks that hold different tokens.
-        batch_part: which part of the batch this rank has, and of how many.
-        sequence_part: which part of each sequence this rank has, and of how many.
+        loss: one axis of all ranks that have different tokens.
+        batch_part: the part of the batch that this rank has: its index, and the number of parts.
+        sequence_part: the part of each sequence that this rank has, in the same way.
     """
 
     fsdp: DeviceMesh
@@ -106,13 +106,13 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * WIDTH, WIDTH, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Add what the two layers make of each token."""
+        """Add the output of the two layers."""
         changed: torch.Tensor = hidden + self.down(gelu(self.up(self.norm(hidden))))
         return changed
 
 
 class TokenModel(nn.Module):
-    """A language model without attention: what it says of a token depends on that token alone."""
+    """A language model without attention: its output for a token depends on that token alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class TokenModel(nn.Module):
 
 
 def root_mesh(sizes: Sizes) -> DeviceMesh:
-    """Make a mesh of just the axes that this strategy needs."""
+    """Make a mesh with only the axes that this strategy needs."""
     axes = zip(AXES, sizes.all(), strict=True)
     needed = {name: size for name, size in axes if size > 1 or name == "dp_shard"}
     return compat.init_device_mesh("cpu", tuple(needed.values()), mesh_dim_names=tuple(needed))
@@ -140,7 +140,7 @@ def world_mesh(sizes: Sizes) -> DeviceMesh:
 
 
 def derive(mesh: DeviceMesh, sizes: Sizes, *, join: bool = False) -> Meshes:
-    """Derive the meshes of a training loop; the one for HSDP by a slice, or by joining its two axes."""
+    """Derive the meshes of a training loop; the one for HSDP by a slice, or by concatenating its two axes."""
     names = mesh.mesh_dim_names or ()
     shard = "dp_shard"
     if sizes.cp > 1:
@@ -156,7 +156,7 @@ def derive(mesh: DeviceMesh, sizes: Sizes, *, join: bool = False) -> Meshes:
 
 
 def with_parts(mesh: DeviceMesh, sizes: Sizes, fsdp: DeviceMesh, tp: DeviceMesh | None, loss: DeviceMesh) -> Meshes:
-    """Add to meshes which part of the data this rank has, by its place in the mesh of all axes."""
+    """Add to the meshes the part of the data that this rank has, by its coordinate in the mesh of all axes."""
     place = dict(zip(mesh.mesh_dim_names or (), compat.get_coordinate(mesh) or (), strict=True))
     return Meshes(
         fsdp=fsdp,
@@ -177,7 +177,7 @@ def new_model() -> TokenModel:
 
 
 def all_data() -> torch.Tensor:
-    """Make the tokens of each step, and what the model should answer to each: (2, steps, batch, sequence)."""
+    """Make the tokens of each step and the expected output for each: (2, steps, batch, sequence)."""
     tokens = torch.randint(VOCABULARY, (STEPS, BATCH, SEQUENCE), generator=torch.Generator().manual_seed(1))
     return torch.stack([tokens, (tokens + 1) % VOCABULARY])
 
@@ -197,7 +197,7 @@ def train(model: nn.Module, data: torch.Tensor, mean: Callable[[torch.Tensor], t
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what this rank holds of a tensor: DTensor's own arithmetic is right too, but takes seconds."""
+    """Return the local part of a tensor: arithmetic of DTensor would be right too, but takes seconds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -229,13 +229,13 @@ def train_together(meshes: Meshes) -> tuple[list[float], dict[str, DTensor]]:
 
 
 def sharded(parameter: nn.Parameter) -> DTensor:
-    """Return the parameter as what FSDP2 has made of it."""
+    """Return a parameter as the DTensor that FSDP2 has made of it."""
     assert isinstance(parameter.data, DTensor)
     return parameter.data
 
 
 def assert_trains_alike(meshes: Meshes) -> None:
-    """Compare losses and parameters with those of one process alone, and look where the parameters live."""
+    """Compare losses and parameters with those of one process, and check how the parameters are sharded."""
     losses, parameters = train_together(meshes)
     expected_losses, expected_parameters = train_alone()
     assert losses == pytest.approx(expected_losses, rel=1e-10)
@@ -253,21 +253,21 @@ def of_strategies(*names: str) -> pytest.MarkDecorator:
 
 @of_strategies(*STRATEGIES)
 @pytest.mark.ranks(8)
-def test_training_on_slices_of_a_root(sizes: Sizes) -> None:
+def test_training_on_slices_of_a_root_equals_one_process(sizes: Sizes) -> None:
     """Losses and parameters on slices of a root mesh equal one process's."""
     assert_trains_alike(derive(root_mesh(sizes), sizes))
 
 
 @of_strategies("fsdp-tp", "fsdp-tp-cp", "hsdp-tp", "hsdp-tp-cp")
 @pytest.mark.ranks(8)
-def test_training_on_slices_of_an_unflattened_world(sizes: Sizes) -> None:
-    """Losses and parameters on slices of an unflattened world, axes of size 1 in it, equal one process's."""
+def test_training_on_slices_of_an_unflattened_world_equals_one_process(sizes: Sizes) -> None:
+    """Losses and parameters on slices of an unflattened world, with axes of size 1, equal one process's."""
     assert_trains_alike(derive(world_mesh(sizes), sizes))
 
 
 @of_strategies("fsdp-tp", "fsdp-tp-cp", "hsdp-tp", "hsdp-tp-cp")
 @pytest.mark.ranks(8)
-def test_training_on_a_mesh_context(sizes: Sizes) -> None:
+def test_training_on_a_mesh_context_equals_one_process(sizes: Sizes) -> None:
     """Each of the four meshes that `get_fsdp_dp_mesh` returns trains as one process does, with tensor parallelism."""
     asked = ParallelismSizes(dp_replicate_size=sizes.dp_replicate, cp_size=sizes.cp, tp_size=sizes.tp)
     mesh = MeshContext.build(FSDP2Config(), asked).device_mesh
@@ -282,14 +282,14 @@ def test_training_on_a_mesh_context(sizes: Sizes) -> None:
     ids=["root-hsdp-cp", "world-hsdp-tp-cp"],
 )
 @pytest.mark.ranks(8)
-def test_training_on_joined_axes(make: Callable[[Sizes], DeviceMesh], sizes: Sizes) -> None:
-    """Losses and parameters on an HSDP mesh joined of a native and a flattened axis equal one process's."""
+def test_training_on_concatenated_axes_equals_one_process(make: Callable[[Sizes], DeviceMesh], sizes: Sizes) -> None:
+    """Losses and parameters on an HSDP mesh concatenated from a native and a flattened axis equal one process's."""
     assert_trains_alike(derive(make(sizes), sizes, join=True))
 
 
 @pytest.mark.ranks(8)
-def test_training_inside_pipeline_stages() -> None:
-    """Each of two stages that train on axes unflattened from the stage's slice gets what one process gets."""
+def test_training_inside_pipeline_stages_equals_one_process() -> None:
+    """Losses and parameters of two stages, on axes unflattened from the stage's slice, equal one process's."""
     sizes = Sizes(1, 2, 1, 2)
     root = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("pp", "stage"))
     stage = compat.slice_mesh(root, "stage")
@@ -298,7 +298,7 @@ def test_training_inside_pipeline_stages() -> None:
 
 @pytest.mark.ranks(8)
 def test_training_on_axes_of_two_unflattened_meshes() -> None:
-    """A tensor parallel axis of one unflattened mesh goes with FSDP axes of another one of the same root."""
+    """A tensor parallel axis of one unflattened mesh works with FSDP axes of another one of the same root."""
     world = compat.init_device_mesh("cpu", (8,), mesh_dim_names=("world",))
     data = compat.unflatten(world, "world", (4, 2), ("batch", "tp"))
     parameters = compat.unflatten(world, "world", (2, 2, 2), ("dp_replicate", "dp_shard", "tp"))

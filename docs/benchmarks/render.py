@@ -23,10 +23,10 @@ OURS: Final = "ours"
 TORCH: Final = "torch"
 HERE: Final = Path(__file__).parent
 PLOTTED: Final = 'get_flat_mesh(mesh, "tp")'
-LOOKUP: Final = "test_lookup"
-BUILD: Final = "test_build"
-FIRST_MESH: Final = "test_first_mesh_of_a_process"
-RANKS: Final = "test_eight_gloo_ranks"
+LOOKUP: Final = "test_time_of_lookups"
+BUILD: Final = "test_time_of_building"
+FIRST_MESH: Final = "test_time_of_the_first_mesh_of_a_process"
+RANKS: Final = "test_time_on_eight_gloo_ranks"
 
 Case = tuple[object, ...]
 Found = dict[str, Any]

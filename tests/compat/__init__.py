@@ -1,1 +1,1 @@
-"""The contract of `automodel_mesh.compat`: the same files on every torch release."""
+"""Tests of the contract of `automodel_mesh.compat`, the same on every torch release."""

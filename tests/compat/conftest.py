@@ -1,4 +1,4 @@
-"""Runs the contract against `automodel_mesh.compat`, or, to see its defects, against plain torch."""
+"""The fixture `api`: `automodel_mesh.compat`, or torch's own calls to show where they fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which ranks a mesh should show: plain NumPy over a grid of ranks, knowing nothing of meshes or layouts.
+"""The expected ranks of a mesh, computed with NumPy on a grid of ranks, without meshes or layouts.
 
 A grid is cut into *atoms*, its smallest axes. An axis of a mesh is a tuple of atoms, outermost first.
 """
@@ -16,7 +16,7 @@ Atoms = tuple[int, ...]
 Sources = dict[str, Atoms]
 """For each axis, by name, the atoms of the grid that it folds."""
 
-# Written out again: the tests must not read from the code under test what an axis folds.
+# A copy: the tests must not take the folded axes from the code under test.
 FSDP2_AXES: Sources = {
     "pp": (0,),
     "dp_replicate": (1,),
@@ -48,7 +48,7 @@ class Grid:
         """Return the nested list of ranks that a mesh with these axes shows on `rank`."""
         ranks = np.arange(self.world).reshape(self.shape)
         coordinate = np.argwhere(ranks == rank)[0]
-        # Atoms of one rank move nothing, and may be part of several axes.
+        # Atoms of one rank do not change positions, and may be part of several axes.
         wanted = [atom for axis in axes for atom in axis if self.shape[atom] > 1]
         others = [atom for atom in range(len(self.shape)) if atom not in wanted]
         front = np.transpose(ranks, (*others, *wanted))[tuple(coordinate[atom] for atom in others)]

@@ -1,6 +1,6 @@
-"""Torch's own calls under the contract's names, unmended: what tests and benchmarks compare with.
+"""Torch's own calls under the names of the contract, for comparisons in tests and benchmarks.
 
-Nothing of the library uses this module. Where a release has no such call, it fails the way torch fails.
+The library does not use this module. If a release has no such call, it fails as torch fails.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def restore_torch() -> None:
-    """Undo what the import of `automodel_mesh.compat` changed in torch: below 2.10, the tables of the registry.
+    """Undo the change of torch by the import of `automodel_mesh.compat`: below 2.10, of the registry's tables.
 
     Delete when the floor reaches 2.10, with its calls.
     """
@@ -35,14 +35,14 @@ def init_device_mesh(device_type: str, mesh_shape: tuple[int, ...], **options: A
 
 
 def get_root_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """Ask the registry up to 2.9, the mesh from 2.10 on."""
+    """Read the root from the registry up to 2.9, from the mesh from 2.10 on."""
     if torch_at_least("2.10"):
         return mesh._get_root_mesh()
     return device_mesh._mesh_resources.get_root_mesh(mesh)
 
 
 def flattened_meshes(mesh: DeviceMesh) -> Mapping[str, DeviceMesh]:
-    """Read the registry's table up to 2.9, the root's from 2.10 on."""
+    """Read the flattened axes from the registry up to 2.9, from the root from 2.10 on."""
     if torch_at_least("2.10"):
         return get_root_mesh(mesh)._flatten_mapping
     table: Mapping[str, DeviceMesh] = device_mesh._mesh_resources.root_to_flatten_mapping.get(get_root_mesh(mesh), {})
@@ -55,19 +55,19 @@ def flatten(mesh: DeviceMesh, mesh_dim_name: str | None = None, **options: Any) 
 
 
 def slice_mesh(mesh: DeviceMesh, names: str | tuple[str, ...]) -> DeviceMesh:
-    """Subscribe the mesh."""
+    """Call `DeviceMesh.__getitem__`."""
     return mesh[names]
 
 
 def unflatten(
     mesh: DeviceMesh, dim: int | str, mesh_sizes: tuple[int, ...], mesh_dim_names: tuple[str, ...], **options: Any
 ) -> DeviceMesh:
-    """Call `DeviceMesh._unflatten`, which 2.10 brought."""
+    """Call `DeviceMesh._unflatten`, which exists from 2.10 on."""
     return mesh._unflatten(dim, mesh_sizes, mesh_dim_names, **options)
 
 
 def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
-    """Call `DeviceMesh._concatenate`, which 2.10 brought."""
+    """Call `DeviceMesh._concatenate`, which exists from 2.10 on."""
     return DeviceMesh._concatenate(list(meshes))
 
 
@@ -82,12 +82,12 @@ def get_coordinate(mesh: DeviceMesh) -> Any:
 
 
 def set_timeout(options: Any, timeout: timedelta) -> None:
-    """Set the timeout inside a backend's options, which have no public name for it."""
+    """Set the timeout in a backend's options, where it has a private name."""
     options._timeout = timeout
 
 
 def fake_tensor_mode() -> Any:
-    """Return the mode under which torch traces models: tensors made inside it have no values."""
+    """Return the mode in which torch traces models: tensors made in it have no values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode()

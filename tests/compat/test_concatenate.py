@@ -1,4 +1,4 @@
-"""Joining meshes."""
+"""`concatenate`: meshes of one family become one mesh."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NAMES = ("dp", "cp", "tp")
 
 
 @pytest.mark.ranks(8)
-def test_meshes_are_joined_in_any_order_without_a_new_group(api: ModuleType) -> None:
-    """The result has the axes of all in the order given, their groups, and the original root."""
+def test_meshes_are_concatenated_in_any_order_without_a_new_group(api: ModuleType) -> None:
+    """The result has the axes of all meshes in the given order, their groups, and their root."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     flat = api.flatten(api.slice_mesh(root, ("cp", "tp")), "cp_tp")
     groups, grid, rank = worlds.live_process_groups(), Grid((2, 2, 2)), dist.get_rank()
@@ -33,7 +33,7 @@ def test_meshes_are_joined_in_any_order_without_a_new_group(api: ModuleType) -> 
 
 @pytest.mark.ranks(8)
 def test_the_same_meshes_again_give_the_same_object() -> None:
-    """Joining the same meshes twice gives one object, and one mesh alone is returned as it is."""
+    """Concatenating the same meshes twice gives the same object, and a single mesh is returned unchanged."""
     root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     dp, tp = compat.slice_mesh(root, "dp"), compat.slice_mesh(root, "tp")
     assert compat.concatenate([dp, tp]) is compat.concatenate([dp, tp])
@@ -42,7 +42,7 @@ def test_the_same_meshes_again_give_the_same_object() -> None:
 
 @pytest.mark.ranks(8)
 def test_overlapping_meshes_are_refused(api: ModuleType) -> None:
-    """Meshes that share an axis cannot be joined: `ValueError`."""
+    """Concatenating meshes that share an axis is a `ValueError`."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     with pytest.raises(ValueError, match="overlap"):
         api.concatenate([api.slice_mesh(root, ("dp", "cp")), api.flatten(api.slice_mesh(root, ("cp", "tp")), "cp_tp")])
@@ -50,14 +50,14 @@ def test_overlapping_meshes_are_refused(api: ModuleType) -> None:
 
 @pytest.mark.ranks(8)
 def test_meshes_of_another_root_are_refused(api: ModuleType) -> None:
-    """Meshes of two roots cannot be joined, even where the roots are equal."""
+    """Concatenating meshes of different roots is a `ValueError`, even if the roots are equal."""
     roots = [api.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp")) for _ in range(2)]
     with pytest.raises(ValueError, match="has another root than"):
         api.concatenate([api.slice_mesh(roots[0], "dp"), api.slice_mesh(roots[1], "tp")])
 
 
 def test_names_must_differ_and_there_must_be_a_mesh() -> None:
-    """Nothing to join, equal names, and meshes without names are refused with the reason."""
+    """No mesh, equal names, and meshes without names are refused with the reason."""
     with fake_world(8):
         root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
         with pytest.raises(ValueError, match="no mesh was given"):

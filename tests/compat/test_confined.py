@@ -1,4 +1,4 @@
-"""Private names of torch are used in `compat/` alone; each has an entry in the ledger, and each entry a use."""
+"""Private names of torch are used in `compat/` only, and the ledger lists exactly these uses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sources() -> dict[str, str]:
 
 
 def names_of_our_own(tree: ast.AST) -> set[str]:
-    """Return what some code defines: functions, classes, variables and attributes."""
+    """Return the names that some code defines: functions, classes, variables and attributes."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -50,7 +50,7 @@ def names_of_our_own(tree: ast.AST) -> set[str]:
 
 
 def violations(texts: dict[str, str]) -> list[str]:
-    """List the uses of private torch names in some files: of the ledger's, and of all that are not defined in them."""
+    """List the uses of private torch names in some files: names of the ledger, and those not defined in them."""
     of_torch = {entry.identifier for entry in entries() if entry.identifier.startswith("_")} - {"__init__"}
     ours = set[str]().union(*(names_of_our_own(ast.parse(text)) for text in texts.values()))
 
@@ -74,8 +74,8 @@ def uses_in_compat() -> tuple[Use, ...]:
     return tuple(use for module, text in compat_sources().items() for use in uses_in(text, module, public))
 
 
-def answers_for(entry: Entry, use: Use) -> bool:
-    """Tell whether an entry is about what a use names: a keyword is a parameter, and so is its name as a string."""
+def is_about(entry: Entry, use: Use) -> bool:
+    """Return whether an entry is about the name in a use: keywords and strings with their names are parameters."""
     if use.name != (entry.through or entry.identifier):
         return False
     parameters = {other.identifier for other in entries() if other.is_parameter}
@@ -103,22 +103,22 @@ def test_no_private_torch_name_outside_compat() -> None:
         "mesh._a_name_that_no_ledger_has",
     ],
 )
-def test_the_check_sees_private_uses(code: str) -> None:
-    """The check above finds what it is meant to find."""
+def test_each_kind_of_private_use_is_found(code: str) -> None:
+    """Each kind of use of a private name is a violation."""
     assert violations({"automodel_mesh/x.py": code})
 
 
 def test_every_private_name_has_an_entry_in_the_ledger() -> None:
-    """What `compat/` uses of torch's private names is in the ledger, each name of them."""
-    missing = [use for use in uses_in_compat() if not any(answers_for(entry, use) for entry in entries())]
+    """Each private name of torch that `compat/` uses has an entry in the ledger."""
+    missing = [use for use in uses_in_compat() if not any(is_about(entry, use) for entry in entries())]
     assert not missing, "enter these in compat/ledger.toml:\n" + "\n".join(map(str, missing))
 
 
-def test_every_entry_of_the_ledger_is_used_as_it_says() -> None:
-    """An entry names exactly the functions that use its name; one that stands for another name, some that use that."""
+def test_every_entry_of_the_ledger_lists_the_functions_that_use_it() -> None:
+    """An entry lists exactly the functions that use its name; with `through`, some of those that use that name."""
     wrong: list[str] = []
     for entry in entries():
-        found = {use.place for use in uses_in_compat() if use.how != "import" and answers_for(entry, use)}
+        found = {use.place for use in uses_in_compat() if use.how != "import" and is_about(entry, use)}
         stated = set(entry.used_by)
         if not stated or (stated != found if entry.through is None else not stated <= found):
             wrong.append(f"{entry.name}: it says {sorted(stated)}, and the code {sorted(found)}")
@@ -127,7 +127,7 @@ def test_every_entry_of_the_ledger_is_used_as_it_says() -> None:
 
 @pytest.mark.release_independent
 def test_versions_are_compared_in_one_place() -> None:
-    """The version of the installed torch is read in the files that speak about it only, and parsed in one."""
+    """Only files that show the version of the installed torch read it, and only `support.py` parses it."""
     readers = {path.rpartition("/")[2] for path, text in sources().items() if "torch.__version__" in text}
     allowed = {
         "report.py",

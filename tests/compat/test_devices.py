@@ -1,4 +1,4 @@
-"""The contract on every device and backend there is: gloo on the CPU, NCCL and gloo on CUDA."""
+"""The contract on every available device and backend: gloo on the CPU, NCCL and gloo on CUDA."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_every_axis(device_type: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.ranks(1)
 def test_one_rank_on_each_device_and_backend(device_backend: DeviceBackend) -> None:
-    """A mesh of one rank works on each device and backend; one GPU takes one NCCL rank."""
+    """A mesh of one rank works on each device and backend: with NCCL a GPU can have one rank only."""
     check_every_axis(device_backend.device_type, (1, 1, 1))
 
 

@@ -1,4 +1,4 @@
-"""Our meshes equal those torch makes, so that either can stand where the other is expected."""
+"""Our meshes equal those that torch makes, so that each can be used in place of the other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from automodel_mesh import compat
 from automodel_mesh.testing import fake_world
 from tests.compat import plain
 
-# One test, not one for each shape: every test is a process, and torch's own slicing imports torch._dynamo in each.
+# One test for all shapes: each test is a process, and torch's own slicing imports torch._dynamo in each.
 SHAPES = [(2, 2, 2), (1, 4, 2), (4, 1, 2), (2, 4, 1), (1, 8, 1), (8, 1, 1)]
 
 
 def test_roots_slices_and_flattened_axes_equal_those_of_torch() -> None:
-    """Same ranks, names and layout: equal objects with equal hashes."""
+    """Meshes with the same ranks, names and layout are equal and have equal hashes."""
     names = ("a", "b", "c")
     with fake_world(8, rank=3):
         for shape in SHAPES:
@@ -36,7 +36,7 @@ def test_roots_slices_and_flattened_axes_equal_those_of_torch() -> None:
 
 
 def test_a_mixed_slice_equals_the_one_of_torch() -> None:
-    """Native and flattened axes together: what torch gives where it can, without its warning."""
+    """A slice of native and flattened axes equals torch's, if torch can make it, and gives no warning."""
     with fake_world(8, rank=3):
         ours = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("a", "b", "c"))
         theirs = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("a", "b", "c"))
@@ -49,7 +49,7 @@ def test_a_mixed_slice_equals_the_one_of_torch() -> None:
 
 
 def test_derived_meshes_inherit_how_the_root_orders_ranks() -> None:
-    """A slice of a mesh that torch made to preserve the order of its ranks preserves it too, as torch's own does."""
+    """A slice of a torch mesh with `preserve_rank_order` has it too, as torch's own slice does."""
     if "preserve_rank_order" not in inspect.signature(DeviceMesh).parameters:
         pytest.skip("this torch has one way to order ranks only")
     preserving: dict[str, Any] = {"preserve_rank_order": True}

@@ -1,4 +1,4 @@
-"""Each era module implements the interface that the contract is written on."""
+"""Each era module implements the interface that the functions of the contract call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def functions(owner: Any) -> dict[str, inspect.Signature]:
 
 
 def without_self(signature: inspect.Signature) -> inspect.Signature:
-    """Return the signature of a method as callers see it."""
+    """Return the signature of a method without `self`."""
     return signature.replace(parameters=[one for one in signature.parameters.values() if one.name != "self"])
 
 
@@ -32,8 +32,8 @@ def test_the_era_in_use_has_the_signatures_of_the_interface() -> None:
     assert {name: there.get(name) for name in wanted} == wanted
 
 
-def test_type_checkers_see_every_era() -> None:
-    """The tuple that mypy and pyright hold against the interface lists exactly the modules of `ERAS`."""
+def test_type_checkers_check_every_era() -> None:
+    """The tuple that mypy and pyright check against the interface has exactly the modules of `ERAS`."""
     assigned = {
         ast.unparse(node.target): node.value for node in ast.walk(ast.parse(GATE)) if isinstance(node, ast.AnnAssign)
     }

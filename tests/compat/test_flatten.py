@@ -1,4 +1,4 @@
-"""Flattened axes."""
+"""`flatten`: axes are folded into one, a 1-D mesh with a name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("dp", "cp", "tp")
 
 @pytest.mark.ranks(8)
 def test_every_set_of_axes_flattens_to_the_right_ranks_and_group(api: ModuleType) -> None:
-    """Axes side by side or not: the flattened mesh shows their ranks, its group has the same, its root is the root."""
+    """The flattened mesh of axes, contiguous or not, has their ranks, a group of these ranks, and their root."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     grid, rank = Grid((2, 2, 2)), dist.get_rank()
     for dims in combinations(range(3), 2):
@@ -32,7 +32,7 @@ def test_every_set_of_axes_flattens_to_the_right_ranks_and_group(api: ModuleType
 
 @pytest.mark.ranks(8)
 def test_the_name_joins_the_axes_by_default(api: ModuleType) -> None:
-    """Without a name the flattened axis is called after its axes."""
+    """Without a name the flattened axis has the names of its axes, joined."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     flat = api.flatten(api.slice_mesh(root, ("dp", "cp")))
     assert flat.mesh_dim_names == ("dp_cp",)
@@ -41,7 +41,7 @@ def test_the_name_joins_the_axes_by_default(api: ModuleType) -> None:
 
 @pytest.mark.ranks(8)
 def test_the_same_axes_again_give_the_same_mesh_and_no_new_group(api: ModuleType) -> None:
-    """Flattening twice returns the object of the first time and makes nothing."""
+    """Flattening the same axes again returns the same object and creates no group."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     first = api.flatten(api.slice_mesh(root, ("dp", "cp")), "dp_cp")
     groups = worlds.live_process_groups()
@@ -51,7 +51,7 @@ def test_the_same_axes_again_give_the_same_mesh_and_no_new_group(api: ModuleType
 
 @pytest.mark.ranks(8)
 def test_a_second_name_for_the_same_ranks_shares_their_group() -> None:
-    """Two flattened axes over the same ranks, or over those of a native axis, have one process group between them."""
+    """A flattened axis over the ranks of another axis, flattened or native, shares its process group."""
     root = compat.init_device_mesh("cpu", (4, 1, 2), mesh_dim_names=("dp_shard", "cp", "tp"))
     groups = worlds.live_process_groups()
     shard_cp = compat.flatten(compat.slice_mesh(root, ("dp_shard", "cp")), "dp_shard_cp")
@@ -63,7 +63,7 @@ def test_a_second_name_for_the_same_ranks_shares_their_group() -> None:
 
 @pytest.mark.ranks(8)
 def test_a_taken_name_is_refused(api: ModuleType) -> None:
-    """A name that another flattened axis or a native axis has: `ValueError`, and later lookups are as before."""
+    """Flattening to the name of another axis, flattened or native, is a `ValueError` and changes no later lookup."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     api.flatten(api.slice_mesh(root, ("dp", "cp")), "loss")
     with pytest.raises(ValueError, match="loss"):
@@ -75,7 +75,7 @@ def test_a_taken_name_is_refused(api: ModuleType) -> None:
 
 @pytest.mark.ranks(8)
 def test_one_axis_flattened_to_its_own_name_is_itself(api: ModuleType) -> None:
-    """A 1-D mesh asked for under its own name is returned, and nothing is registered."""
+    """Flattening a 1-D mesh to its own name returns the mesh and registers nothing."""
     root = api.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
     line = api.slice_mesh(root, "tp")
     assert api.flatten(line, "tp") is line
@@ -84,7 +84,7 @@ def test_one_axis_flattened_to_its_own_name_is_itself(api: ModuleType) -> None:
 
 @pytest.mark.ranks(8)
 def test_backend_override_reaches_the_flattened_group(api: ModuleType) -> None:
-    """A flattened axis with a backend of its own gets a group of that backend, also over the whole world."""
+    """A flattened axis with a backend of its own gets a group of that backend, even over the whole world."""
     worlds.register_fake_backend()
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     part = api.flatten(api.slice_mesh(root, ("dp", "cp")), "part", backend_override="fake")
@@ -94,7 +94,7 @@ def test_backend_override_reaches_the_flattened_group(api: ModuleType) -> None:
 
 @pytest.mark.ranks(8)
 def test_another_backend_under_the_same_name_is_refused() -> None:
-    """Asking for a flattened axis that exists with another backend is an error, the same backend is not."""
+    """Flattening again with another backend is an error; with the same backend it is not."""
     worlds.register_fake_backend()
     root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     line = compat.slice_mesh(root, ("dp", "cp"))
@@ -117,7 +117,7 @@ def test_axes_out_of_order_are_refused() -> None:
 
 
 def test_a_mesh_without_names_cannot_be_flattened() -> None:
-    """Flattening works by name: a mesh without names is refused with the remedy."""
+    """A mesh without names is refused, with what to do: flattening works by name."""
     with fake_world(8):
         root = compat.init_device_mesh("cpu", (2, 4))
         with pytest.raises(ValueError, match="has no axis names.*mesh_dim_names"):
@@ -126,7 +126,7 @@ def test_a_mesh_without_names_cannot_be_flattened() -> None:
 
 @pytest.mark.ranks(8)
 def test_ranks_outside_take_part_and_are_then_refused() -> None:
-    """Flattening a mesh of part of the world neither hangs its ranks nor gives the others a wrong mesh."""
+    """Flattening a mesh of part of the world returns on its ranks, and raises on the ranks outside."""
     root = compat.init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=NAMES)
     rank = dist.get_rank()
     if rank < 4:

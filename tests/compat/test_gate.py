@@ -1,4 +1,4 @@
-"""Which torch is let in, and which era serves it."""
+"""Which torch releases are supported, and which era module is used for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OTHERS = [
     *((str(first), "DeviceMesh._get_root_mesh") for first, era in support.ERAS if era != compat.ERA_NAME),
     (str(MINIMUM_TORCH if compat.torch_at_least("2.13") else NEWEST_TESTED_TORCH), "the layout class _FlatLayout"),
 ]
-"""Releases that are built otherwise than the installed one, and what tells them apart."""
+"""Releases with another structure than the installed one, each with a marker that differs."""
 
 
 def import_compat(preparation: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +36,7 @@ def import_compat(preparation: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("release", [str(release) for release in RELEASES] + ["99.1"])
 def test_each_release_has_its_era(release: str) -> None:
-    """The newest era module that is named after no newer release serves a torch; torches of the future get the last."""
+    """A release gets the newest era that begins at or before it; future releases get the last era."""
     modules = {path.stem: path.stem.split("_") for path in (CHECKOUT / "compat/eras").glob("since_*.py")}
     begins = {Version(f"{major}.{minor}"): module for module, (_, major, minor) in modules.items()}
     assert support.era_name(Version(release)) == begins[max(first for first in begins if first <= Version(release))]
@@ -52,8 +52,8 @@ def test_an_older_torch_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("other", "marker"), OTHERS)
-def test_a_build_whose_structure_belies_its_version_is_refused(other: str, marker: str) -> None:
-    """A vendor build that carries another release's meshes is refused, with what is there and what should be."""
+def test_a_build_with_the_structure_of_another_release_is_refused(other: str, marker: str) -> None:
+    """A vendor build with the meshes of another release is refused, with the found and the expected markers."""
     result = import_compat(f"torch.__version__ = '{other}a0+vendor25.11'")
     assert result.returncode == 1
     assert f"UnsupportedTorchError: torch {other}a0+vendor25.11 is not built the way its version says" in result.stderr
@@ -61,7 +61,7 @@ def test_a_build_whose_structure_belies_its_version_is_refused(other: str, marke
 
 
 def test_a_newer_torch_of_known_structure_is_accepted() -> None:
-    """A release nobody has tested yet is accepted when the structural markers are those of the newest era."""
+    """An untested newer release is accepted if its markers are those of the newest era."""
     result = import_compat("torch.__version__ = '2.99.0.dev20300101+cpu'")
     if compat.torch_at_least("2.13"):
         assert result.stdout.split() == [support.ERAS[-1][1], "2.99.0"], result.stderr
@@ -70,7 +70,7 @@ def test_a_newer_torch_of_known_structure_is_accepted() -> None:
 
 
 def test_the_installed_torch_is_one_that_is_listed() -> None:
-    """The version constants fit together, and builds of a release count as that release."""
+    """The version constants are consistent, and builds of a release count as that release."""
     assert compat.MINIMUM_TORCH <= compat.TORCH_VERSION
     assert support.ERAS[0][0] <= compat.MINIMUM_TORCH <= compat.NEWEST_TESTED_TORCH
     assert Version(Version(torch.__version__).base_version) == compat.TORCH_VERSION

@@ -1,4 +1,4 @@
-"""What outlives what: dropped meshes, destroyed groups and worlds, copies and pickles."""
+"""The lifetime of meshes, process groups and worlds, and copies and pickles of meshes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ("dp", "cp", "tp")
 
 
 def build(api: Any = compat) -> Any:
-    """Build a root with a slice, a flattened, an unflattened and a joined mesh, and ask for some of them twice."""
+    """Build a root with a slice, a flattened, an unflattened and a concatenated mesh; look some of them up twice."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     flat = api.flatten(api.slice_mesh(root, ("dp", "cp")), "dp_cp")
     api.slice_mesh(root, ("dp", "cp"))
@@ -40,8 +40,8 @@ def build(api: Any = compat) -> Any:
 
 
 @pytest.mark.ranks(8)
-def test_nothing_keeps_a_dropped_family_alive(api: ModuleType) -> None:
-    """When the last reference to a family of meshes goes, all its meshes go."""
+def test_a_family_without_references_is_freed(api: ModuleType) -> None:
+    """When the last reference to a mesh family is dropped, all its meshes are freed."""
     root = build(api)
     gone = [
         weakref.ref(root),
@@ -55,7 +55,7 @@ def test_nothing_keeps_a_dropped_family_alive(api: ModuleType) -> None:
 
 @pytest.mark.ranks(8)
 def test_a_slice_keeps_its_family_alive() -> None:
-    """Holding one slice is enough to find the root and the flattened axes again."""
+    """A reference to one slice is enough to find the root and the flattened axes."""
     part = compat.slice_mesh(build(), "tp")
     gc.collect()
     assert compat.get_root_mesh(part).mesh_dim_names == NAMES
@@ -63,7 +63,7 @@ def test_a_slice_keeps_its_family_alive() -> None:
 
 
 def test_a_mesh_of_a_destroyed_world_is_refused_in_the_next_one() -> None:
-    """After the world was destroyed and made anew, meshes of the old one give an error, and new ones are right."""
+    """After the process groups were destroyed and initialised again, older meshes raise, and new ones are right."""
     with fake_world(8):
         old = build()
         part = compat.slice_mesh(old, "tp")
@@ -86,7 +86,7 @@ def test_a_mesh_of_a_destroyed_world_is_refused_in_the_next_one() -> None:
 
 @pytest.mark.ranks(4)
 def test_a_new_world_has_none_of_the_old_flattened_axes(api: ModuleType, tmp_path: Path) -> None:
-    """After the world was made anew, flattening gives a mesh with a living group, not the one of before."""
+    """After torch.distributed is initialised again, flattening gives a mesh with a new group, not the destroyed one."""
     old = api.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     api.flatten(old, "all")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -104,7 +104,7 @@ def test_a_new_world_has_none_of_the_old_flattened_axes(api: ModuleType, tmp_pat
 
 @pytest.mark.ranks(4)
 def test_a_destroyed_group_is_named() -> None:
-    """The group of one axis destroyed by somebody: looking it up says which one is gone, the others work."""
+    """If the group of one axis was destroyed, looking it up is an error that names it, and the others work."""
     root = compat.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     dist.destroy_process_group(compat.get_group(root, "tp"))
     with pytest.raises(compat.ProcessGroupDestroyedError, match="axis 1 of"):
@@ -116,7 +116,7 @@ def test_a_destroyed_group_is_named() -> None:
 
 @pytest.mark.ranks(2)
 def test_closing_lets_the_threads_of_a_group_finish() -> None:
-    """A collective that is under way ends by its peer; closing must not keep the GIL from its thread meanwhile."""
+    """A collective in progress can finish while its group is closed: closing does not hold the GIL meanwhile."""
     root = compat.init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
     flat = compat.flatten(root, "all", backend_override="gloo")
     groups = [compat.get_group(mesh, axis) for mesh, axis in ((root, "tp"), (flat, "all"))]
@@ -126,7 +126,7 @@ def test_closing_lets_the_threads_of_a_group_finish() -> None:
             dist.all_reduce(torch.ones(4), group=made_here.pop(), async_op=True)  # the thread keeps the tensor alive
         groups.clear()
     else:
-        time.sleep(1)  # so that rank 0 is waiting for its thread by then
+        time.sleep(1)  # by then rank 0 waits for its thread
         while made_here:
             dist.all_reduce(torch.ones(4), group=made_here.pop())
     compat.destroy_process_groups(root)
@@ -135,8 +135,8 @@ def test_closing_lets_the_threads_of_a_group_finish() -> None:
 
 @pytest.mark.ranks(8)
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-def test_a_copied_family_is_a_family(how: str) -> None:
-    """Copies of a root and its slice belong together, know their flattened axes, and use the same groups."""
+def test_a_copied_family_shares_groups_and_flattened_axes(how: str) -> None:
+    """Copies of a root and its slice have the copied root, the flattened axes, and the same groups."""
     root = build()
     pair = (root, compat.slice_mesh(root, ("cp", "tp")))
     new_root, new_part = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
@@ -153,7 +153,7 @@ def test_a_copied_family_is_a_family(how: str) -> None:
 
 
 def test_a_pickled_mesh_does_not_need_this_library_to_be_loaded() -> None:
-    """A pickle of a mesh we made names no class of ours, so a checkpoint with one loads without us."""
+    """A pickle of one of our meshes names no class of this library, so it can be loaded without it."""
     with fake_world(8):
         root = build()
         compat.slice_mesh(root, "tp")
@@ -162,7 +162,7 @@ def test_a_pickled_mesh_does_not_need_this_library_to_be_loaded() -> None:
 
 
 def test_a_checkpoint_with_a_mesh_loads_with_weights_only() -> None:
-    """`torch.load(weights_only=True)` takes a DTensor on one of our meshes, as it takes one on torch's own."""
+    """`torch.load(weights_only=True)` loads a DTensor on one of our meshes, as on torch's own."""
     with fake_world(8):
         mesh = compat.slice_mesh(build(), "tp")
         buffer = io.BytesIO()
@@ -172,16 +172,16 @@ def test_a_checkpoint_with_a_mesh_loads_with_weights_only() -> None:
         assert loaded.to_local().tolist() == [1.0, 1.0]
 
 
-def test_building_without_a_world_says_what_to_do() -> None:
-    """Looking a foreign mesh up where nothing is initialised is an error with the remedy."""
+def test_a_lookup_without_a_process_group_says_what_to_do() -> None:
+    """A lookup on a mesh while torch.distributed is not initialised is an error that says what to do."""
     with fake_world(8):
         mesh = init_device_mesh("cpu", (8,), mesh_dim_names=("dp",))
     with pytest.raises(compat.ProcessGroupDestroyedError, match="init_process_group"):
         compat.slice_mesh(mesh, "dp")
 
 
-def test_resetting_the_registry_says_whether_there_is_one() -> None:
-    """`reset_mesh_registry` tells whether there was anything to forget, and new meshes work afterwards."""
+def test_resetting_the_registry_returns_whether_there_is_one() -> None:
+    """`reset_mesh_registry` returns whether there is a registry, and new meshes work afterwards."""
     with fake_world(8):
         build()
         assert compat.reset_mesh_registry() is (compat.ERA_NAME == "since_2_06")

@@ -1,4 +1,4 @@
-"""Roots, groups and coordinates, and which meshes belong together."""
+"""Lookups of roots, groups and coordinates, and which meshes are one family."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NAMES = ("dp", "cp", "tp")
 
 
 @pytest.mark.ranks(8)
-def test_every_kind_of_derived_mesh_knows_its_root(api: ModuleType) -> None:
-    """Slices of slices, flattened, unflattened and joined meshes all have the root they came from, identically."""
+def test_every_kind_of_derived_mesh_has_the_root(api: ModuleType) -> None:
+    """Slices of slices and flattened, unflattened and concatenated meshes all have the identical root."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     part = api.slice_mesh(root, ("dp", "cp"))
     flat = api.flatten(part, "dp_cp")
@@ -37,8 +37,8 @@ def test_every_kind_of_derived_mesh_knows_its_root(api: ModuleType) -> None:
 
 
 @pytest.mark.ranks(8)
-def test_a_second_thread_knows_the_root_and_the_flattened_axes(api: ModuleType) -> None:
-    """What one thread built, another can look up: root, flattened axes, groups and new slices."""
+def test_a_second_thread_finds_the_root_and_the_flattened_axes(api: ModuleType) -> None:
+    """A second thread can look up root, flattened axes, groups and new slices of a mesh that the first one built."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     part = api.slice_mesh(root, ("dp", "cp"))
     api.flatten(part, "dp_cp")
@@ -111,8 +111,8 @@ def test_the_coordinate_is_a_tuple(api: ModuleType) -> None:
         (1.0, TypeError, r"by name or index, got 1.0"),
     ],
 )
-def test_groups_of_axes_there_are_not(dim: Any, error: type[Exception], message: str) -> None:
-    """Asking for the group of no axis is an error that says which axes there are."""
+def test_the_group_of_an_unknown_axis_is_refused(dim: Any, error: type[Exception], message: str) -> None:
+    """Looking up the group of an unknown axis is an error that lists the axes."""
     with fake_world(8):
         root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
         compat.flatten(compat.slice_mesh(root, ("dp", "cp")), "dp_cp")
@@ -120,8 +120,8 @@ def test_groups_of_axes_there_are_not(dim: Any, error: type[Exception], message:
             compat.get_group(root, dim)
 
 
-def test_the_view_of_flattened_axes_is_live_and_read_only() -> None:
-    """The mapping follows what is flattened later, and cannot be written to."""
+def test_the_view_of_flattened_axes_is_updated_and_read_only() -> None:
+    """The mapping includes axes flattened later, and is read-only."""
     with fake_world(8):
         root = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
         view = compat.flattened_meshes(root)
@@ -131,8 +131,8 @@ def test_the_view_of_flattened_axes_is_live_and_read_only() -> None:
             view["x"] = flat  # type: ignore[index]
 
 
-def test_lookups_under_fake_tensors_are_real() -> None:
-    """A mesh first looked up inside a fake tensor mode has real ranks, then and afterwards."""
+def test_lookups_under_fake_tensors_have_real_ranks() -> None:
+    """A mesh that is first looked up in a fake tensor mode has real ranks, in the mode and after it."""
     with fake_world(8, rank=5):
         root = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
         with plain.fake_tensor_mode():
@@ -143,7 +143,7 @@ def test_lookups_under_fake_tensors_are_real() -> None:
 
 
 def test_meshes_of_torchs_own_making_belong_to_their_family() -> None:
-    """A root, a slice and a flattened mesh made by torch are looked up like ours, and their groups are shared."""
+    """Lookups on a root, a slice and a flattened mesh made by torch work as on ours, and their groups are shared."""
     with fake_world(8, rank=5):
         root = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
         part = root["dp", "cp"]
@@ -155,8 +155,8 @@ def test_meshes_of_torchs_own_making_belong_to_their_family() -> None:
         assert compat.get_group(compat.unflatten(part, "cp", (2, 1), ("a", "b")), "a") is root.get_group("cp")
 
 
-def test_ranks_that_a_group_cannot_keep_in_order_are_refused() -> None:
-    """Torch sorts the ranks of a group, so an axis of descending ranks has no matching group, and we say so."""
+def test_an_axis_of_descending_ranks_is_refused() -> None:
+    """Torch sorts the ranks of a group, so looking up the group of an axis with descending ranks is an error."""
     with fake_world(4):
         root = DeviceMesh("cpu", [[3, 2], [1, 0]], mesh_dim_names=("dp", "tp"))
         with pytest.raises(ValueError, match=r"shows the ranks 1, 0, but its process group has 0, 1"):

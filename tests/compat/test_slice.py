@@ -1,4 +1,4 @@
-"""Slicing, from the root and from any derived mesh."""
+"""`slice_mesh`, on the root and on any derived mesh."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRID = Grid((2, 2, 2))
 
 @pytest.mark.ranks(8)
 def test_a_slice_shows_its_axes_and_uses_the_groups_there_are(api: ModuleType) -> None:
-    """A slice has the ranks of its axes, their groups, and the root as its root, and makes no process group."""
+    """A slice has the ranks of its axes, their groups and the root, and creates no process group."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     groups, rank = worlds.live_process_groups(), dist.get_rank()
     for names, axes in {("dp", "cp"): [(0,), (1,)], ("dp", "tp"): [(0,), (2,)], ("tp",): [(2,)]}.items():
@@ -36,7 +36,7 @@ def test_a_slice_shows_its_axes_and_uses_the_groups_there_are(api: ModuleType) -
 
 @pytest.mark.ranks(8)
 def test_a_slice_of_a_slice_keeps_the_true_root(api: ModuleType) -> None:
-    """Slicing a slice works, and its root is the mesh it all began with, also for a third slice."""
+    """Slicing a slice works, and the root is that of the first mesh, even for a third slice."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     two = api.slice_mesh(root, ("dp", "cp"))
     one = api.slice_mesh(two, "cp")
@@ -46,7 +46,7 @@ def test_a_slice_of_a_slice_keeps_the_true_root(api: ModuleType) -> None:
 
 @pytest.mark.ranks(8)
 def test_a_flattened_axis_is_sliced_from_the_root_and_from_any_slice(api: ModuleType) -> None:
-    """The name of a flattened axis works on the root, on its slices, and beside native axes."""
+    """The name of a flattened axis works on the root, on its slices, and together with native axes."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     flat = api.flatten(api.slice_mesh(root, ("dp", "cp")), "dp_cp")
     rank = dist.get_rank()
@@ -59,8 +59,8 @@ def test_a_flattened_axis_is_sliced_from_the_root_and_from_any_slice(api: Module
 
 
 @pytest.mark.ranks(8)
-def test_a_flattened_axis_across_a_gap_keeps_its_ranks(api: ModuleType) -> None:
-    """A flattened axis whose parts do not lie side by side is sliced with the right ranks and the right group."""
+def test_a_non_contiguous_flattened_axis_keeps_its_ranks(api: ModuleType) -> None:
+    """A flattened axis of axes that are not contiguous is sliced with the right ranks and the right group."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     api.flatten(api.slice_mesh(root, ("dp", "tp")), "dp_tp")
     rank = dist.get_rank()
@@ -72,8 +72,8 @@ def test_a_flattened_axis_across_a_gap_keeps_its_ranks(api: ModuleType) -> None:
 
 
 @pytest.mark.ranks(8)
-def test_an_fsdp_mesh_of_native_and_flattened_axes() -> None:
-    """`("dp_replicate", "dp_shard_cp")` is sliced without a new group and shares the root."""
+def test_an_fsdp_mesh_of_native_and_flattened_axes_is_sliced() -> None:
+    """`("dp_replicate", "dp_shard_cp")` is sliced without a new group and has the same root."""
     names = ("dp_replicate", "dp_shard", "cp", "tp")
     root = compat.init_device_mesh("cpu", (2, 2, 2, 1), mesh_dim_names=names)
     compat.flatten(compat.slice_mesh(root, ("dp_shard", "cp")), "dp_shard_cp")
@@ -86,7 +86,7 @@ def test_an_fsdp_mesh_of_native_and_flattened_axes() -> None:
 
 @pytest.mark.ranks(8)
 def test_the_same_request_again_returns_the_same_object(api: ModuleType) -> None:
-    """Whether by string, tuple or enum-like string: one request, one mesh; all names in order give the mesh itself."""
+    """The same axes, given as a string, a tuple or a str enum, give one object; all names in order the mesh itself."""
     root = api.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
     assert api.slice_mesh(root, ("dp", "cp")) is api.slice_mesh(root, ("dp", "cp"))
     assert api.slice_mesh(root, "tp") is api.slice_mesh(root, ("tp",))
@@ -107,8 +107,8 @@ def test_the_same_request_again_returns_the_same_object(api: ModuleType) -> None
         (("dp", 2), TypeError, r"names\[1\]=2 is of type int: give a name"),
     ],
 )
-def test_requests_that_no_slice_can_fulfil(names: object, error: type[Exception], message: str) -> None:
-    """Unknown, repeated, overlapping and descending names are refused with what is there and what to do."""
+def test_names_that_make_no_slice_are_refused(names: object, error: type[Exception], message: str) -> None:
+    """Unknown, repeated, overlapping and unordered names are refused, with the axes of the mesh and what to do."""
     with fake_world(8):
         root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
         compat.flatten(compat.slice_mesh(root, ("dp", "cp")), "dp_cp")
@@ -117,22 +117,22 @@ def test_requests_that_no_slice_can_fulfil(names: object, error: type[Exception]
 
 
 def test_a_native_axis_of_the_root_is_not_an_axis_of_its_slice() -> None:
-    """A slice knows its own axes and the flattened ones; the root's other axes are unknown to it."""
+    """On a slice, its own axes and the flattened axes can be sliced, and the root's other native axes cannot."""
     with fake_world(8):
         root = compat.init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=NAMES)
         with pytest.raises(KeyError, match="no axis 'dp'"):
             compat.slice_mesh(compat.slice_mesh(root, ("cp", "tp")), "dp")
 
 
-def test_something_else_than_a_mesh_is_refused() -> None:
-    """An argument that is no mesh is named in the error."""
+def test_an_argument_that_is_not_a_mesh_is_refused() -> None:
+    """An argument that is not a mesh is named in the error."""
     with fake_world(2), pytest.raises(TypeError, match=r"expected a torch DeviceMesh, got str: 'tp'"):
         compat.slice_mesh("tp", "tp")  # type: ignore[arg-type]
 
 
 @pytest.mark.ranks(8)
-def test_a_rank_outside_the_mesh_is_told_so() -> None:
-    """Slicing where this rank has no slice is an error that names the rank, not a bare index error."""
+def test_slicing_on_a_rank_outside_the_mesh_is_refused() -> None:
+    """Slicing on a rank outside the mesh is an error that names the rank, not an IndexError."""
     root = compat.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     if dist.get_rank() < 4:
         assert compat.slice_mesh(root, "tp").size() == 2
@@ -151,7 +151,7 @@ def calls_to_slice(world: int) -> int:
 
     with fake_world(world):
         root = compat.init_device_mesh("cpu", (2, world // 4, 2), mesh_dim_names=NAMES)
-        compat.slice_mesh(root, ("dp", "tp"))  # what is imported or made once is no part of it
+        compat.slice_mesh(root, ("dp", "tp"))  # what is imported or made only once is not counted
         sys.setprofile(count)
         try:
             compat.slice_mesh(root, ("dp", "cp"))
@@ -161,7 +161,7 @@ def calls_to_slice(world: int) -> int:
 
 
 def test_the_work_of_a_first_slice_does_not_grow_with_the_world() -> None:
-    """A slice is arithmetic over its axes: no list of ranks is walked in Python, ours or torch's."""
+    """The number of Python calls for a first slice is the same in a world of any size."""
     assert calls_to_slice(1024) <= calls_to_slice(64)
 
 
@@ -182,7 +182,7 @@ print("torch._dynamo" in sys.modules)
 
 
 def test_building_and_slicing_do_not_import_dynamo(api: ModuleType) -> None:
-    """The first slice of a process does not pull in `torch._dynamo`, which costs 0.8 s and 150 MB."""
+    """The first slice of a process does not import `torch._dynamo`, which takes 0.8 s and 150 MB."""
     # A fresh interpreter: other tests of this process may have imported it.
     which = "plain" if api is not compat else "ours"
     done = subprocess.run(

@@ -1,1 +1,1 @@
-"""Tests of `automodel_mesh.tracking`: torch is read and never imported, from small wheels that the tests make."""
+"""Tests of `automodel_mesh.tracking`: the sources of torch are read, not imported, mostly from small test wheels."""

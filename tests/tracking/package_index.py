@@ -1,4 +1,4 @@
-"""A package index that serves torch on 127.0.0.1, for tests of what reads one."""
+"""A package index that serves torch on 127.0.0.1, for tests of reading an index."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Link:
 
 @dataclass
 class PackageIndex:
-    """A package index that serves one project, and fails as a test asks for."""
+    """A package index that serves one project, and can be set to fail."""
 
     folder: Path
     links: list[Link] = field(default_factory=list[Link])
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(206, content[start:end], {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"})
 
     def answer(self, status: int, content: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
-        """Send an answer, and only half of it if a test asks for that."""
+        """Send an answer, or only half of it if the test has set that."""
         self.send_response(status)
         for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
             self.send_header(name, value)

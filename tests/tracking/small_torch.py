@@ -1,4 +1,4 @@
-"""A torch of three files, as a wheel or in a folder, for tests of what reads it."""
+"""A torch of three files, as a wheel or in a folder, for tests of reading sources."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_a_release_is_read_from_an_index_and_cached(
         (["installed", "--ledger-until", "soon"], "'soon' is not a version number"),
     ],
 )
-def test_what_cannot_be_read_exits_with_2(
+def test_sources_that_cannot_be_read_exit_with_2(
     arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What cannot be read exits with 2, with the reason on stderr and nothing on stdout."""

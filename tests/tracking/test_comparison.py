@@ -186,7 +186,7 @@ def test_a_note_explains_a_missing_diff() -> None:
         ("()", "attribute", False),
     ],
 )
-def test_signatures_that_break_callers(before: str, after: str, *, breaks: bool) -> None:
+def test_a_signature_that_breaks_callers_is_recognised(before: str, after: str, *, breaks: bool) -> None:
     """Callers break by a removed or a new required parameter, or another kind of name, and not by a new default."""
     assert breaks_callers(before, after) is breaks
 

@@ -198,7 +198,7 @@ def test_text_has_all_findings() -> None:
     assert as_text(NEW) == TEXT
 
 
-def test_text_of_a_known_release() -> None:
+def test_text_of_a_known_release_says_that_nothing_changed() -> None:
     """Text about a known torch says what it was compared with, and that nothing we rely on changed."""
     assert as_text(KNOWN) == (
         "torch 2.15.0 (from the installed torch in /env): known - none of 41 names changed\n"
@@ -209,7 +209,7 @@ def test_text_of_a_known_release() -> None:
     assert "\ncompared with 2.14.0 and 2.15.0, the nearest releases in the ledger.\n" in between
 
 
-def test_text_of_changes_that_do_not_affect_us() -> None:
+def test_text_of_changes_that_do_not_affect_us_lists_them() -> None:
     """Text about a known torch with findings does not say that nothing changed."""
     text = as_text(replace(KNOWN, findings=(replace(BODY, verdict="known"),)))
     assert "known - 1 of 41 names changed" in text
@@ -241,7 +241,7 @@ def test_text_has_a_smallest_width() -> None:
     assert "    relied on   Asked for the root of a\n                mesh, whose" in as_text(NEW, width=0)
 
 
-def test_lines_have_a_kind() -> None:
+def test_each_line_has_a_kind() -> None:
     """Each line has a kind, which decides its colour."""
     kinds = {line.text.strip(): line.kind for line in as_lines(NEW)}
     assert kinds["BREAKS (1)"] == "breaks"
@@ -291,7 +291,7 @@ def test_the_document_has_all_fields() -> None:
         assert written == json.loads(json.dumps(asdict(finding)))
 
 
-def test_document_of_a_known_release() -> None:
+def test_document_of_a_known_release_has_no_findings() -> None:
     """The JSON document of a known torch has the same keys, and no findings."""
     document = as_document(KNOWN)
     assert list(document) == list(as_document(NEW))
@@ -308,7 +308,7 @@ def test_markdown_has_all_findings() -> None:
     assert text.replace(fingerprint(text), "FINGERPRINT") == MARKDOWN
 
 
-def test_markdown_of_a_known_release() -> None:
+def test_markdown_of_a_known_release_has_no_table() -> None:
     """Markdown about a known torch has the verdict and no table."""
     text = as_markdown(KNOWN)
     assert text.startswith("# torch 2.15.0: known\n")
