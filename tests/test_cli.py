@@ -176,8 +176,8 @@ def test_list_as_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> Non
     [
         ((), "COMMAND"),
         (("unknown",), "unknown"),
-        (("doctor", "--ranks", "1"), "'1' is not a whole number of at least 2"),
-        (("doctor", "--ranks", "-8"), "'-8' is not a whole number of at least 2"),
+        (("doctor", "--ranks", "0"), "'0' is not a whole number of at least 1"),
+        (("doctor", "--ranks", "-8"), "'-8' is not a whole number of at least 1"),
         (("doctor", "--ranks", "some"), "'some' is not a whole number"),
         (("doctor", "--timeout", "0"), "'0' is not a number of seconds above 0"),
         (("doctor", "--timeout", "nan"), "'nan' is not a number of seconds"),

@@ -17,14 +17,13 @@ from automodel_mesh import compat
 from automodel_mesh.doctor.world import (
     World,
     coordinate_of,
-    mesh_shape,
-    prime_factors,
     ranks_of,
     require,
     require_axes,
     require_equal,
     require_error,
     require_new_groups,
+    stage_shape,
 )
 from automodel_mesh.errors import (
     MeshArgumentError,
@@ -88,7 +87,7 @@ def default_group(world: World) -> None:
 
 def singletons(world: World) -> None:
     """All axes of size 1 share one process group of a single rank."""
-    with require_new_groups(1):
+    with require_new_groups(int(world.size > 1)):  # the default group of one rank is that group
         mesh = compat.init_device_mesh("cpu", (1, world.size, 1, 1), mesh_dim_names=("pp", "dp", "cp", "tp"))
     for name in ("pp", "cp", "tp"):
         require_equal(f"the ranks along {name}", ranks_of(mesh, name), [world.rank])
@@ -168,8 +167,7 @@ def mixed_slice(world: World) -> None:
 def unflatten_stage(world: World) -> None:
     """Each pipeline stage can be split into axes with working groups of their own, and no rank hangs."""
     # A stage is one axis of the root, so that no group joins the ranks of its parts yet: unflatten has to make groups.
-    stages = next(prime_factors(world.size))
-    outer, inner, _ = mesh_shape(world.size // stages)
+    stages, outer, inner = stage_shape(world.size)
     root = compat.init_device_mesh("cpu", (stages, outer * inner), mesh_dim_names=("pp", "stage"))
     stage = compat.slice_mesh(root, "stage")
     require_equal("the size of a stage", stage.size(), outer * inner)
@@ -217,8 +215,15 @@ def refusals(world: World) -> None:
     outer = compat.slice_mesh(root, ("pp", "dp"))
     foreign = compat.init_device_mesh("cpu", (world.size,), mesh_dim_names=("dp",))
     unknown, wrong = UnknownAxisError, MeshArgumentError
+    of_several_ranks = (  # axes of one rank neither overlap nor differ
+        (wrong, "overlap", lambda: compat.slice_mesh(root, ("pp", "pp_tp"))),
+        (wrong, "overlap", lambda: compat.concatenate([pp, pp_tp])),
+        (wrong, "'dp_tp'", lambda: compat.flatten(outer, "dp_tp")),
+        (wrong, "'dp_tp'", lambda: compat.unflatten(root, "pp", (size, 1), ("dp_tp", "a"))),
+    )
     with require_new_groups(0):
         for expected, mentioning, call in (
+            *(of_several_ranks if world.size > 1 else ()),
             (unknown, "absent", lambda: compat.slice_mesh(root, ("pp", "absent"))),
             (unknown, "pp_tp", lambda: compat.slice_mesh(dp_tp, "absent")),
             (unknown, "absent", lambda: compat.get_group(root, "absent")),
@@ -227,16 +232,12 @@ def refusals(world: World) -> None:
             (wrong, "name", lambda: compat.slice_mesh(root, ())),
             (wrong, "repeat", lambda: compat.slice_mesh(root, ("dp", "dp"))),
             (wrong, "order", lambda: compat.slice_mesh(root, ("dp", "pp"))),
-            (wrong, "overlap", lambda: compat.slice_mesh(root, ("pp", "pp_tp"))),
-            (wrong, "overlap", lambda: compat.concatenate([pp, pp_tp])),
             (wrong, "root", lambda: compat.concatenate([tp, foreign])),
             (wrong, "'tp'", lambda: compat.flatten(outer, "tp")),
-            (wrong, "'dp_tp'", lambda: compat.flatten(outer, "dp_tp")),
             (wrong, "multiply", lambda: compat.unflatten(root, "pp", (size, 2), ("a", "b"))),
             (wrong, "names", lambda: compat.unflatten(root, "pp", (size, 1), ("a", "b", "c"))),
             (wrong, "repeat", lambda: compat.unflatten(root, "pp", (size, 1), ("a", "a"))),
             (wrong, "repeat", lambda: compat.unflatten(root, "pp", (size, 1), ("a", "tp"))),
-            (wrong, "'dp_tp'", lambda: compat.unflatten(root, "pp", (size, 1), ("dp_tp", "a"))),
             (wrong, "ranks", lambda: compat.init_device_mesh("cpu", (world.size + 1,))),
             (wrong, "names", lambda: compat.init_device_mesh("cpu", (world.size,), mesh_dim_names=("a", "b"))),
         ):
@@ -245,6 +246,8 @@ def refusals(world: World) -> None:
 
 def outside_rank(world: World) -> None:
     """On a rank outside a mesh, calls raise an error that says so, and the ranks inside do not wait for it."""
+    if world.size == 1:
+        return  # no mesh leaves out the only rank
     inside = world.rank < world.size - 1
     mesh = compat.init_device_mesh("cpu", (world.size - 1, 1), mesh_dim_names=("dp", "tp"))
     if inside:

@@ -43,7 +43,7 @@ def run_checks(
     run on new ones, so a rank that hangs costs its time limit and no other check.
 
     Args:
-        ranks: how many ranks to start, at least 2. With fewer than 8 some axes have one rank only, and no
+        ranks: how many ranks to start, at least 1. With fewer than 8 some axes have one rank only, and no
             flattened axis is really non-contiguous.
         timeout: seconds that one set of ranks may take, more than 0.
         checks: the checks; by default the whole contract.
@@ -56,8 +56,8 @@ def run_checks(
         ValueError: `ranks` or `timeout` is out of range.
         RuntimeError: this process cannot be forked: it has initialised CUDA, or belongs to a process group.
     """
-    if ranks < 2:
-        raise ValueError(f"ranks is {ranks}: a process group worth checking has at least 2")
+    if ranks < 1:
+        raise ValueError(f"ranks is {ranks}: give the number of ranks to start, at least 1")
     start_time = time.perf_counter()
     run = _Run(checks, listener)
     while len(run.results) < len(checks):

@@ -93,6 +93,20 @@ def mesh_shape(ranks: int) -> tuple[int, int, int]:
     return largest, middle, least
 
 
+def stage_shape(ranks: int) -> tuple[int, int, int]:
+    """Split a number of ranks into pipeline stages, as few as its factors allow, and each stage over two axes.
+
+    Args:
+        ranks: at least 1.
+
+    Returns:
+        Three sizes that multiply to `ranks`, the number of stages first: 8 gives `(2, 2, 2)`, 16 `(2, 2, 4)`.
+    """
+    stages = next(prime_factors(ranks), 1)
+    outer, *rest = mesh_shape(ranks // stages)
+    return stages, outer, math.prod(rest)
+
+
 def prime_factors(number: int) -> Iterator[int]:
     """Yield the prime factors of a number, ascending."""
     factor = 2
