@@ -44,6 +44,15 @@ pytest_plugins = ["pytester"]
 FOREVER = 600
 
 
+LAUNCHED = {
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), "3"),
+    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), "8"),
+    **{"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "ROLE_NAME": "default", "TORCHELASTIC_RUN_ID": "none"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+}
+"""What torchrun sets on a rank; no store listens on that port."""
+
+
 def failures_of(function: Callable[..., Any], world_size: int, *args: Any, **kwargs: Any) -> RanksFailed:
     """Run ranks that are expected to fail."""
     with pytest.raises(RanksFailed) as caught:
@@ -113,6 +122,20 @@ def test_ranks_see_the_environment_that_torchrun_sets() -> None:
 
     assert run_ranks(environment, 2, backend=None) == [(0, 0, 2), (1, 1, 2)]
     assert dict(os.environ) == before
+
+
+def test_the_variables_of_a_launcher_do_not_reach_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that torchrun has started, ranks have a world of their own, also one they make themselves."""
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+
+    def world_from_the_environment() -> tuple[int, list[str]]:
+        dist.init_process_group("gloo")
+        dist.barrier()
+        return dist.get_world_size(), [name for name in os.environ if name.startswith(("TORCHELASTIC", "ROLE_"))]
+
+    assert run_ranks(world_from_the_environment, 2, backend=None, timeout=20) == [(2, [])] * 2
+    assert run_ranks(rank_and_sum, 2, 1, timeout=20) == [(0, 3), (1, 3)]
 
 
 def test_large_values_and_tensors_come_back() -> None:

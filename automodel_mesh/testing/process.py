@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STACK_SIGNAL = "SIGUSR1"  # SIGUSR2 is taken: torch's own native stack dumps use it. Windows has neither.
 LENGTH_BYTES = 8  # size of the length that precedes a rank's message
+_OF_THE_LAUNCHER = frozenset({"GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"})
 _HARNESS_MODULES = frozenset({__name__, "automodel_mesh.testing.plugin", "contextlib"})
 _open_files: list[io.TextIOWrapper] = []
 
@@ -143,6 +144,8 @@ def _prepare_process(job: Job, context: RankContext) -> None:
 
 def _prepare_torch(job: Job, context: RankContext) -> None:
     rank, size = str(context.rank), str(job.world_size)
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC_") or name in _OF_THE_LAUNCHER]:
+        del os.environ[name]  # torchrun's, of a world that these ranks are not in: its store is not ours
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(context.port))
     # Ranks share this machine's cores. Moreover torch's intra-op pool, once the parent has used it, does not
