@@ -6,7 +6,7 @@
 The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. Each of the two
 modules describes, or says where to find, the keys of its document and its exit statuses. Both share these: 0 if all is
 well, 1 if it is not, 2 if the arguments are wrong or there is nothing to report on (then stdout is empty, and stderr
-says why), 130 after Ctrl-C.
+says why), 130 after Ctrl-C, 141 if the reader of stdout has gone, as `head` does.
 
 torch is imported by `doctor` only, after its arguments have been parsed.
 """
@@ -14,6 +14,7 @@ torch is imported by `doctor` only, after its arguments have been parsed.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from automodel_mesh.doctor.checks import Check
 
 INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+"""As of a program that SIGPIPE has ended."""
 
 
 def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = None) -> int:
@@ -42,14 +45,20 @@ def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = 
     Raises:
         SystemExit: for `--help`, `--version` or wrong arguments, by argparse.
     """
-    options = _parser().parse_args(argv)
     try:
-        if options.command == "track":
-            return track_command.run(options)
-        return doctor_command.run(options, version=_version(), checks=checks)
+        try:
+            options = _parser().parse_args(argv)
+            if options.command == "track":
+                return track_command.run(options)
+            return doctor_command.run(options, version=_version(), checks=checks)
+        finally:
+            sys.stdout.flush()  # here, not when the interpreter exits and could only print a failure
     except KeyboardInterrupt:
         sys.stderr.write("\nautomodel-mesh: interrupted\n")
         return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not written to the pipe
+        return PIPE_CLOSED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def test_json_is_one_document_and_needs_no_extras() -> None:
     assert [check["name"] for check in document["checks"]] == _names()
     assert all(check["status"] == "passed" and not check["failures"] for check in document["checks"])
     assert done.stderr.count("ok ") == len(document["checks"])
+    assert "NumPy" not in done.stderr
 
 
 @pytest.mark.release_independent
@@ -201,6 +203,23 @@ def test_an_unsupported_torch_exits_with_2_and_a_message() -> None:
     assert f"found torch 2.5.1; it supports torch {MINIMUM_TORCH} and newer" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize(
+    "line", ["doctor --ranks 2", "doctor --ranks 2 --json", "doctor --list", "track installed", "--help"]
+)
+def test_a_reader_that_leaves_gets_no_traceback(line: str) -> None:
+    """If the reader of stdout leaves, the command ends with 141, without a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        arguments = [sys.executable, "-m", "automodel_mesh", *line.split()]
+        done = subprocess.run(arguments, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert done.returncode == 141 or line == "--help"  # where argparse ignores it
+    assert not re.search("Traceback|BrokenPipe|Exception", done.stderr)
 
 
 @pytest.mark.release_independent

@@ -14,10 +14,11 @@ import pytest
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from automodel_mesh import compat
 from automodel_mesh.doctor.checks import CHECKS, Check
-from automodel_mesh.doctor.report import CheckResult, failure_lines
+from automodel_mesh.doctor.report import CheckResult, describe_environment, failure_lines, heading_lines
 from automodel_mesh.doctor.run import run_checks
 from automodel_mesh.doctor.world import ContractBrokenError, World, mesh_shape, ranks_along
 from automodel_mesh.testing import RankFailure, fake_world
@@ -159,6 +160,39 @@ def test_identical_failures_of_ranks_are_grouped() -> None:
         (f"name: ranks 0, 2 {raised}", ["    Traceback"]),
         (f"name: ranks 1, 3 {stopped}", ["    output of rank 1:", "    written by rank 1"]),
     ]
+
+
+@pytest.mark.release_independent
+def test_the_cause_is_shown_and_consequences_are_counted() -> None:
+    """Failures that differ in numbers only share a heading, and ranks that lost a connection to them are counted."""
+    lost = "raised RuntimeError: [pair.cc:545] Read error [127.0.0.1]:{}: Connection reset by peer"
+    failures = (
+        *(
+            RankFailure(one, "raised", f"raised KeyError: rank {one}", f"in f, line 5\n{one}", "x 1\n", 0.1)
+            for one in (2, 3)
+        ),
+        RankFailure(4, "raised", "raised KeyError: rank 4", "in f, line 6\n4", "", 0.1),
+        *(RankFailure(one, "raised", lost.format(one), f"frame {one}", "lost\n", 0.2) for one in (0, 1)),
+    )
+    assert list(failure_lines(CheckResult("name", "promise", "failed", 0.2, failures))) == [
+        (
+            "name: ranks 2, 3 raised KeyError: rank 2",
+            ["    in f, line 5", "    2", "    output of ranks 2, 3:", "    x 1"],
+        ),
+        ("name: rank 4 raised KeyError: rank 4", ["    in f, line 6", "    4"]),
+        ("name: ranks 0, 1 lost their connections or timed out because of that", []),
+    ]
+    (shown,) = failure_lines(CheckResult("name", "promise", "failed", 0.2, failures[3:]))
+    assert shown == (f"name: ranks 0, 1 {lost.format(0)}", ["    frame 0", "    output of ranks 0, 1:", "    lost"])
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize(("newest", "newer"), [(Version("2.5.9"), True), (compat.TORCH_VERSION, False)])
+def test_a_torch_newer_than_tested_is_said(newest: Version, newer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heading says if the installed torch is newer than the newest tested one, and only then."""
+    monkeypatch.setattr(compat, "NEWEST_TESTED_TORCH", newest)
+    text = "\n".join(heading_lines(describe_environment("1.0"), 8))
+    assert (f"newer than {newest}, the newest one" in text) == newer
 
 
 @pytest.mark.release_independent

@@ -249,6 +249,24 @@ def test_identical_failures_are_reported_once() -> None:
     assert "=== ranks 0-3 raised KeyError: 'tp' after " in str(error)
 
 
+def test_failures_that_differ_in_numbers_are_reported_once_and_the_cause_comes_first() -> None:
+    """Failures that differ in numbers only are printed once, before lost connections, and exit statuses stay apart."""
+
+    def fail() -> None:
+        if dist.get_rank() == 0:
+            raise RuntimeError("Connection reset by peer")
+        time.sleep(0.2)
+        raise KeyError(f"rank {dist.get_rank()}")
+
+    error = failures_of(fail, 4)
+    assert error.failures[-1].rank == 0
+    assert "ranks 1-3 raised KeyError: 'rank " in str(error)
+    assert str(error).count("Traceback") == 2
+    error = failures_of(lambda: os._exit(dist.get_rank() + 3), 2)
+    assert {one.summary for one in error.failures} == {"left with exit status 3", "left with exit status 4"}
+    assert "left with exit status 4" in str(error)
+
+
 def test_the_error_can_be_pickled() -> None:
     """`RanksFailed` survives pickling, so that test runners can send it between processes."""
     error = RanksFailed([RankFailure(1, "died", "died by SIGKILL", "", "", 0.5)], 2)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import warnings
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def run(options: argparse.Namespace, *, version: str, checks: Sequence[Check] | 
     Returns:
         The exit status; see the description of this module.
     """
+    # Torch needs no NumPy here, and warns without it when it is imported.
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     try:
         # Not at the top: they import torch, and `compat` raises ImportError for a torch that is not supported.
         from automodel_mesh.doctor.checks import CHECKS  # noqa: PLC0415

@@ -38,7 +38,7 @@ import torch
 
 from automodel_mesh import compat
 from automodel_mesh.doctor.world import World, mesh_shape
-from automodel_mesh.testing.report import RankFailure, group_identical
+from automodel_mesh.testing.report import RankFailure, group_identical, is_consequence, name_ranks, without_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -130,21 +130,35 @@ def heading_lines(environment: dict[str, str], ranks: int) -> list[str]:
     shape = mesh_shape(ranks)
     axes = ", ".join(f"{name}={size}" for name, size in zip(World.names, shape, strict=True))
     lines = [*_VERSIONS.format(**environment).splitlines(), f"{ranks} local gloo ranks as {axes}"]
+    if compat.torch_at_least(str(newest := compat.NEWEST_TESTED_TORCH)) and newest != compat.TORCH_VERSION:
+        lines.append(f"(this torch is newer than {newest}, the newest one that automodel-mesh was tested on)")
     if min(shape) == 1:
         lines.append("(an axis of one rank cannot show everything: with 8 ranks three axes have more than one)")
     return lines
 
 
 def failure_lines(result: CheckResult) -> Iterator[tuple[str, list[str]]]:
-    """Yield a heading and lines of detail for the ranks that did not finish a check; identical failures are grouped."""
-    # The stacks of ranks that were stopped only show where they waited for the rank that failed; JSON has them.
-    shown = (replace(failure, details="") if failure.kind == "stopped" else failure for failure in result.failures)
-    for title, group in group_identical(shown):
+    """Yield a heading and lines of detail for the ranks that did not finish a check; what is identical is grouped."""
+    known = any(not is_consequence(failure) for failure in result.failures)
+    for title, group in group_identical(_shortened(failure, known) for failure in result.failures):
         lines = group[0].details.rstrip().splitlines()
+        outputs: dict[str, list[RankFailure]] = {}
         for failure in group:
-            if failure.output.strip():
-                lines += [f"output of rank {failure.rank}:", *failure.output.rstrip().splitlines()]
+            outputs.setdefault(without_numbers(failure.output.strip()), []).append(failure)
+        for same in outputs.values():
+            if same[0].output.strip():
+                ranks = name_ranks(failure.rank for failure in same)
+                lines += [f"output of {ranks}:", *same[0].output.rstrip().splitlines()]
         yield f"{result.name}: {title}", [f"    {line}" for line in lines]
+
+
+def _shortened(failure: RankFailure, cause_is_known: bool) -> RankFailure:
+    """Leave out of a consequence what JSON has: where the rank waited for the one that failed, and how that ended."""
+    if failure.kind == "stopped":
+        return replace(failure, details="")
+    if cause_is_known and is_consequence(failure):
+        return replace(failure, summary="lost their connections or timed out because of that", details="", output="")
+    return failure
 
 
 def total_line(report: Report) -> str:

@@ -17,7 +17,7 @@ from automodel_mesh.testing.ranks import run_ranks
 from automodel_mesh.testing.report import RankFailure, RanksFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 
 class Listener(Protocol):
@@ -54,6 +54,7 @@ def run_checks(
 
     Raises:
         ValueError: `ranks` or `timeout` is out of range.
+        OSError: the listener raised it, as when it writes to a closed pipe.
         RuntimeError: this process cannot be forked: it has initialised CUDA, or belongs to a process group.
     """
     if ranks < 1:
@@ -75,6 +76,7 @@ class _Run:
         self.results: list[CheckResult] = []
         self._checks = checks
         self._listener = listener
+        self._output_error: OSError | None = None
         self._check_started: float | None = None  # when the running check started on the current ranks
 
     def run_on_new_ranks(self, ranks: int, timeout: float) -> None:
@@ -90,6 +92,8 @@ class _Run:
             seconds = time.perf_counter() - self._check_started
         # The last check has passed only when all ranks have ended without a failure, so no rank reports it.
         self._add("failed" if failures else "passed", seconds, failures)
+        if self._output_error is not None:
+            raise self._output_error
         if self._check_started is None:  # the ranks did not start
             while len(self.results) < len(self._checks):
                 self._add("not run", 0.0)
@@ -126,15 +130,23 @@ class _Run:
                     self._add("passed", float(seconds))
                 else:
                     self._check_started = time.perf_counter()
-                    if self._listener is not None:
-                        self._listener.started(self._checks[len(self.results)])
+                    check = self._checks[len(self.results)]
+                    self._tell(lambda listener, check=check: listener.started(check))
 
     def _add(self, status: Status, seconds: float, failures: tuple[RankFailure, ...] = ()) -> None:
         check = self._checks[len(self.results)]
         result = CheckResult(check.name, check.promise, status, seconds, failures)
         self.results.append(result)
-        if self._listener is not None:
-            self._listener.finished(result)
+        self._tell(lambda listener: listener.finished(result))
+
+    def _tell(self, call: Callable[[Listener], None]) -> None:
+        """Call the listener, until it cannot write any more: the reader of its output may have gone."""
+        if self._listener is None or self._output_error is not None:
+            return
+        try:
+            call(self._listener)
+        except OSError as error:
+            self._output_error = error  # raised by the main thread, once the ranks have ended
 
 
 def _run_on_rank(checks: Sequence[Check], pipe: int) -> float:

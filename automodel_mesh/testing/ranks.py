@@ -32,7 +32,7 @@ from automodel_mesh.testing.process import (
     run_rank,
     shared_outcome,
 )
-from automodel_mesh.testing.report import Kind, RankFailure, RanksFailed
+from automodel_mesh.testing.report import Kind, RankFailure, RanksFailed, is_consequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -284,7 +284,7 @@ class _Run:
             raise outcome
         # A rank that dies closes its connections, and other ranks raise because of that: the dead come first.
         order: tuple[Kind, ...] = ("died", "raised", "hung", "stopped")
-        failures.sort(key=lambda failure: (order.index(failure.kind), failure.seconds))
+        failures.sort(key=lambda one: (is_consequence(one), order.index(one.kind), one.seconds))
         raise RanksFailed(failures, self.job.world_size)
 
     def _let_ranks_exit(self) -> None:

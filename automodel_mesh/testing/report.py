@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,28 +56,46 @@ class RanksFailed(AssertionError):  # noqa: N818 - it reads as the verdict of a 
         return type(self), (self.failures, self.world_size)
 
 
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|(?<!line )(?<!\d)\d+")  # a line number says where a rank failed
+_CONNECTION = re.compile(
+    r"raised (\w+\.)*(RuntimeError|Dist\w*Error|Connection\w*Error|BrokenPipeError|TimeoutError): .*"
+    r"(connection (was )?(closed|reset|refused)|broken pipe|socket|time(d )?out)",
+    re.IGNORECASE,
+)
+
+
+def is_consequence(failure: RankFailure) -> bool:
+    """Tell whether a rank failed as ranks do when another one has failed: it was stopped, or lost a connection."""
+    return failure.kind == "stopped" or _CONNECTION.match(failure.summary) is not None
+
+
+def without_numbers(text: str) -> str:
+    """Return a text with each number replaced, so that texts that differ in ranks or ports only are equal."""
+    return _NUMBER.sub("#", text)
+
+
 def group_identical(failures: Iterable[RankFailure]) -> list[tuple[str, list[RankFailure]]]:
-    """Group the failures that have the same summary and details.
+    """Group the failures whose summaries and details are the same, or differ in the numbers of what they raised only.
 
     Args:
         failures: failures of different ranks.
 
     Returns:
-        A heading, such as ``"ranks 0-3 raised KeyError: 'tp'"``, and the failures of each group.
+        A heading, such as ``"ranks 0-3 raised KeyError: 'tp'"``, with the summary of the first failure of the group,
+        and the failures of each group.
     """
     groups: dict[tuple[str, str], list[RankFailure]] = {}
     for failure in failures:
-        groups.setdefault((failure.summary, failure.details), []).append(failure)
-    return [
-        (f"{_name_ranks(failure.rank for failure in group)} {summary}", group) for (summary, _), group in groups.items()
-    ]
+        summary = failure.summary if failure.kind == "died" else without_numbers(failure.summary)
+        groups.setdefault((summary, without_numbers(failure.details)), []).append(failure)
+    return [(f"{name_ranks(one.rank for one in group)} {group[0].summary}", group) for group in groups.values()]
 
 
 def _report(failures: Sequence[RankFailure], world_size: int) -> str:
     lines = [f"{len(failures)} of {world_size} ranks did not return"]
     lines += [f"  {heading}" for heading, _ in group_identical(replace(failure, details="") for failure in failures)]
     if returned := set(range(world_size)) - {failure.rank for failure in failures}:
-        lines.append(f"  {_name_ranks(returned)} returned")
+        lines.append(f"  {name_ranks(returned)} returned")
     for heading, (first, *_) in group_identical(failures):
         after = f" after {first.seconds:.2f} s" if math.isfinite(first.seconds) else ""
         lines += ["", f"=== {heading}{after}"]
@@ -88,7 +107,8 @@ def _report(failures: Sequence[RankFailure], world_size: int) -> str:
     return "\n".join(lines)
 
 
-def _name_ranks(numbers: Iterable[int]) -> str:
+def name_ranks(numbers: Iterable[int]) -> str:
+    """Return `rank 3`, `ranks 0-3` or `ranks 0, 2`."""
     ranks = sorted(numbers)
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
