@@ -5,7 +5,7 @@
     nox -t matrix                the tests on every release
     nox -s tests-2.9 -- -k mesh  what follows -- goes to pytest
 
-Environment variables that the sessions heed:
+Environment variables that the sessions read:
 
     UV_TORCH_BACKEND       for uv: cpu picks PyTorch's small CPU builds; needs PyTorch's own index
     UV_NO_CACHE            for uv: keeps no second copy of what it installs

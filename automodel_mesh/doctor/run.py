@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch.distributed as dist
 
@@ -17,7 +17,7 @@ from automodel_mesh.testing.ranks import run_ranks
 from automodel_mesh.testing.report import RankFailure, RanksFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Generator, Sequence
 
 
 class Listener(Protocol):
@@ -131,20 +131,20 @@ class _Run:
                 else:
                     self._check_started = time.perf_counter()
                     check = self._checks[len(self.results)]
-                    self._tell(lambda listener, check=check: listener.started(check))
+                    self._report("started", check)
 
     def _add(self, status: Status, seconds: float, failures: tuple[RankFailure, ...] = ()) -> None:
         check = self._checks[len(self.results)]
         result = CheckResult(check.name, check.promise, status, seconds, failures)
         self.results.append(result)
-        self._tell(lambda listener: listener.finished(result))
+        self._report("finished", result)
 
-    def _tell(self, call: Callable[[Listener], None]) -> None:
+    def _report(self, event: Literal["started", "finished"], what: Check | CheckResult) -> None:
         """Call the listener, until it cannot write any more: the reader of its output may have gone."""
         if self._listener is None or self._output_error is not None:
             return
         try:
-            call(self._listener)
+            getattr(self._listener, event)(what)
         except OSError as error:
             self._output_error = error  # raised by the main thread, once the ranks have ended
 

@@ -65,12 +65,12 @@ def run_ranks(
 ) -> list[Any]:
     """Call ``function(*args, **kwargs)`` on forked ranks inside one process group; return what each returned.
 
-    Ranks are forked from this process: they start in milliseconds with everything that it has imported and made,
-    and arguments need no pickling. The process group uses a `FileStore` and the loopback interface. ``RANK``,
-    ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` are set as torchrun
-    sets them, and torchrun's other variables are removed. Torch uses one thread on each rank. Random number generators start on all ranks in the state that
-    they have in this process. No rank exits before all have finished, so that none sees a connection closed by a
-    faster one.
+    Ranks are forked from this process: they start in milliseconds with everything that it has imported and made, and
+    arguments need no pickling. The process group uses a `FileStore` and the loopback interface. ``RANK``,
+    ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` are set as torchrun sets
+    them, and torchrun's other variables are removed. Torch uses one thread on each rank. Random number generators start
+    on all ranks in the state that they have in this process. No rank exits before all have finished, so that none sees
+    a connection closed by a faster one.
 
     Args:
         function: what each rank calls. Bind a keyword argument of its own that has the name of one below with

@@ -149,7 +149,7 @@ def test_requests_that_no_axis_can_fulfil(
 
 
 def test_a_fold_across_a_gap_is_not_split_elsewhere() -> None:
-    """An axis folded from parts that do not lie side by side is split at its seam, or the error says where it is."""
+    """An axis folded from parts that are not contiguous is split at its seam, or the error says where it is."""
     with fake_world(12):
         root = compat.init_device_mesh("cpu", (2, 2, 3), mesh_dim_names=("a", "b", "c"))
         gapped = compat.flatten(compat.slice_mesh(root, ("a", "c")), "ac")
