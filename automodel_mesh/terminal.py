@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 ERASE_LINE: Final = "\r\x1b[2K"
 """Empties the line of the cursor, and moves the cursor to its beginning."""
 
+# The tabulator and the newline stay; the characters from U+061C on change the direction of text, or end a line.
+_CONTROLS: Final = (*range(9), *range(11, 32), *range(127, 160), 0x61C, *range(0x200E, 0x2010), *range(0x2028, 0x202F))
+_VISIBLE: Final = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in (*_CONTROLS, *range(0x2066, 0x206A))
+}
+
 
 def rich_module(name: str) -> ModuleType | None:
     """Import a module of rich, which is an extra.
@@ -25,3 +31,8 @@ def rich_module(name: str) -> ModuleType | None:
         return import_module(f"rich.{name}")
     except ImportError:
         return None
+
+
+def visible(text: str) -> str:
+    """Escape the control characters of a text, which a terminal or a browser would act on."""
+    return text.translate(_VISIBLE)

@@ -43,7 +43,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from automodel_mesh.terminal import ERASE_LINE, rich_module
+from automodel_mesh.terminal import ERASE_LINE, rich_module, visible
 from automodel_mesh.tracking import report
 from automodel_mesh.tracking.comparison import Comparison, Verdict, compare
 from automodel_mesh.tracking.index import NEWEST, NIGHTLY, default_cache, read_release
@@ -99,6 +99,8 @@ examples:
 
 The JSON document has the verdict, the torch that was read, and the findings, each with the name, its change and a
 remedy. `python -m pydoc automodel_mesh.tracking.command` describes all keys.
+
+All requests for a release may take 15 minutes together; a slower server, or one that sends too much, is not read on.
 
 Exit status: 0 known, 1 breaks, 3 needs a look, 2 wrong arguments, or nothing could be read or recorded (stderr says
 why), 130 after Ctrl-C."""
@@ -171,7 +173,16 @@ def run(options: argparse.Namespace) -> int:
         if recorded is not None:
             sys.stderr.write(f"recorded torch {comparison.torch} in {recorded.save()}\n")
     except (LedgerError, SourcesError, ImportError) as error:
-        sys.stderr.write(f"automodel-mesh: {error}\n")
+        sys.stderr.write(f"automodel-mesh: {visible(str(error))}\n")
+        return UNUSABLE
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means that the torch breaks our code
+        reason = visible(f"{type(error).__name__}: {str(error)[:500]}")
+        sys.stderr.write(
+            f"automodel-mesh: torch {visible(options.what[:80])} could not be read or compared: {reason}; give another "
+            "index with --index-url, or a wheel or a folder with torch\n"
+        )
         return UNUSABLE
     return STATUSES[comparison.verdict]
 
@@ -303,7 +314,7 @@ class _Line:
         if step == self._step and now - self._written < _SECONDS_PER_REDRAW:
             return
         self._step, self._written = step, now
-        text = " ".join(filter(None, [step, _amount(done, total, unit)]))
+        text = " ".join(filter(None, [visible(step), _amount(done, total, unit)]))
         self._stream.write(ERASE_LINE + text[: self._columns - 1])  # a wrapped line could not be erased
         self._stream.flush()
 
@@ -328,7 +339,7 @@ def _bar() -> Generator[Watch, None, None]:
             nonlocal shown, task
             if step != shown:  # a total can be changed, but not removed
                 progress.remove_task(task)
-                shown, task = step, progress.add_task(step, total=None, amount="")
+                shown, task = step, progress.add_task(visible(step), total=None, amount="")
             progress.update(task, completed=done, total=total or None, amount=_amount(done, total, unit))
 
         yield watch

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from platform import python_version
 from typing import Final, TypeAlias, TypeGuard
 
-from automodel_mesh.tracking.sources import SourcesError
+from automodel_mesh.tracking.sources import PARSER_ERRORS, SourcesError
 
 MODULE: Final = "module"
 PROPERTY: Final = "property"
@@ -107,12 +107,13 @@ class _Module:
     def __init__(self, path: str, source: str) -> None:
         try:
             self.tree = ast.parse(source)
-        except SyntaxError as error:
+            self._lines = _significant_lines(source, self.tree)
+        except (*PARSER_ERRORS, tokenize.TokenError) as error:
+            line = f"line {error.lineno}" if isinstance(error, SyntaxError) else type(error).__name__
             raise SourcesError(
-                f"{path}, line {error.lineno}, is not valid for Python {python_version()}, which parses it: use the "
+                f"{path}, {line}, is not valid for Python {python_version()}, which parses it: use the "
                 "newest Python that this torch supports."
             ) from error
-        self._lines = _significant_lines(source, self.tree)
 
     def definition(self, nodes: Sequence[ast.AST]) -> Definition:
         """Describe what a name is bound to, by one statement or several."""

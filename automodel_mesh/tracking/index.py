@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from packaging.utils import parse_wheel_filename
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from automodel_mesh.tracking.sources import (
     ACCEPTED,
@@ -52,6 +52,7 @@ def read_release(
     cache: Path | None = None,
     watch: Watch = ignore_progress,
     timeout: float = 30.0,
+    time_limit: float | None = None,
 ) -> Sources:
     """Read source files of a torch release from a package index, only the needed members of a wheel if possible.
 
@@ -66,6 +67,7 @@ def read_release(
             without the network, even if the index has a newer build of its wheel. By default nothing is stored.
         watch: Called with each step.
         timeout: Seconds to wait for a connection, and for each piece of an answer.
+        time_limit: Seconds that all requests may take together; by default 900.
 
     Returns:
         The version, where it was read, and those of the files that this release has.
@@ -79,7 +81,7 @@ def read_release(
     exact = _exact(release)
     found = None if exact is None else load_cached(_cache_file(cache, exact, index))
     if found is None or not found.has(paths):
-        with closing(_connect(url, index, timeout, watch)) as connection:
+        with closing(_connect(url, index, timeout, watch, time_limit)) as connection:
             wheels = [wheel for wheel in map(_wheel, connection.packages()) if wheel is not None]
             version = exact or _newest(release, wheels, index)
             wheel = _wheel_of(version, wheels, index)
@@ -107,15 +109,15 @@ def _read_missing(
     return cached
 
 
-def _connect(url: str | None, index: str, timeout: float, watch: Watch) -> Connection:
+def _connect(url: str | None, index: str, timeout: float, watch: Watch, time_limit: float | None) -> Connection:
     try:
-        from automodel_mesh.tracking.network import Connection  # noqa: PLC0415 - imports the libraries of an extra
+        from automodel_mesh.tracking.network import TIME_LIMIT, Connection  # noqa: PLC0415 - imports the libraries of an extra
     except ImportError as error:
         raise SourcesError(
             f"cannot read a release from a package index: {error}; pip install 'automodel-mesh[track]' installs what "
             "is missing"
         ) from error
-    return Connection(url, index, timeout, watch)
+    return Connection(url, index, timeout, watch, TIME_LIMIT if time_limit is None else time_limit)
 
 
 def _index_url(given: str | None) -> str | None:
@@ -134,7 +136,7 @@ def _exact(release: str) -> Version | None:
         return None
     try:
         version = Version(release)
-    except InvalidVersion:
+    except ValueError:  # also raised for numbers of thousands of digits
         raise SourcesError(f"{release!r} is neither a file or folder nor a version: {ACCEPTED}") from None
     more = version.is_prerelease or version.is_postrelease or version.local is not None
     return version if more or len(version.release) > 2 else None
@@ -265,7 +267,7 @@ def load_cached(file: Path | None) -> CachedRelease | None:
         if document.pop("schema") != _CACHE_SCHEMA:
             return None
         cached = CachedRelease(**document)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
         return None
     return cached if _has_right_types(cached) else None
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from automodel_mesh.tracking.definitions import Definition, Definitions, candidate_paths
 from automodel_mesh.tracking.sources import Sources
@@ -244,8 +244,8 @@ def as_version(text: str) -> Version:
     """
     try:
         return Version(text)
-    except InvalidVersion as error:
-        raise LedgerError(f"{text!r} is not a version number such as 2.15.0") from error
+    except ValueError as error:  # also raised for numbers of thousands of digits
+        raise LedgerError(f"{text[:80]!r} is not a version number such as 2.15.0") from error
 
 
 def _forms(document: dict[str, Any]) -> dict[str, dict[str, Form]]:

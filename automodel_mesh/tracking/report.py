@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, Final, Literal, TypeAlias
 
+from automodel_mesh.terminal import visible
 from automodel_mesh.tracking.comparison import VERDICTS, Change, Comparison, Finding, Verdict, worst_first
 
 JSON_SCHEMA: Final = 1
@@ -39,8 +40,6 @@ _MEANINGS: Final[dict[Verdict, str]] = {
     "needs a look": "automodel-mesh may behave differently on it.",
     "known": "Nothing that automodel-mesh relies on changed.",
 }
-# A source may contain control characters, which a terminal would act on. The tabulator and the newline stay.
-_VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 # --- JSON
@@ -100,16 +99,12 @@ def _signatures(finding: Finding) -> tuple[tuple[str, str], ...]:
 
 def _diff_lines(diff: str) -> list[str]:
     # Not splitlines(), which splits at form feeds too.
-    return _visible(diff).removesuffix("\n").split("\n") if diff else []
+    return visible(diff).removesuffix("\n").split("\n") if diff else []
 
 
 def _one_line(text: str) -> str:
     """Put a text on one line, each white space a single space."""
-    return _visible(" ".join(text.split()))
-
-
-def _visible(text: str) -> str:
-    return text.translate(_VISIBLE)
+    return visible(" ".join(text.split()))
 
 
 # --- text
@@ -356,10 +351,10 @@ def _codes(names: Iterable[str]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Keep code spans as they are, and escape what else could be taken for Markdown or HTML."""
+    """Keep code spans as they are, and escape what else is Markdown, HTML, or the mention of a user."""
     parts = re.split(r"((`+)(?!`).*?(?<!`)\2(?!`))", _one_line(text))
     # The pattern's two groups follow each piece between: plain, code, its backticks, plain, ...
-    plain = [re.sub(r"([\\`*_<>\[\]#|~])", r"\\\1", part) for part in parts[::3]]
+    plain = [re.sub(r"([\\`*_<>\[\]#|~])", r"\\\1", part).replace("@", "@<!-- -->") for part in parts[::3]]
     spans = [*parts[1::3], ""]
     return "".join(piece for pair in zip(plain, spans, strict=True) for piece in pair)
 

@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 from packaging.utils import parse_wheel_filename
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
+
+FILE_LIMIT: Final = 16 << 20
+"""Bytes that a source file may have; the largest of torch that is read has 0.2 MB."""
 
 VERSION_FILE: Final = "torch/version.py"
 TORCH_FILES: Final = ("torch/__init__.py", VERSION_FILE)
@@ -22,6 +25,9 @@ TORCH_FILES: Final = ("torch/__init__.py", VERSION_FILE)
 
 ARCHIVE_ERRORS: Final = (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 """What zipfile raises for archives that are damaged, encrypted, or compressed in a way it does not support."""
+
+PARSER_ERRORS: Final = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What Python raises for sources that are not valid, contain null characters, or are nested too deeply."""
 
 ACCEPTED: Final = (
     "give 'installed', a wheel (a file whose name ends in .whl), a folder (a checkout of PyTorch, a folder 'torch', a "
@@ -173,13 +179,27 @@ def read_members(archive: ZipFile, paths: Collection[str], origin: str, watch: W
         The text of each file; `None` for those that the wheel does not have.
 
     Raises:
-        SourcesError: The wheel is not torch's, or a file is not UTF-8.
+        SourcesError: The wheel is not torch's, or a file is not UTF-8, too large, or packed in an unusual way.
         Exception: One of `ARCHIVE_ERRORS`, if the archive is damaged.
     """
     names = set(archive.namelist())
     if names.isdisjoint(TORCH_FILES):
         raise SourcesError(_no_torch_in(origin))
-    return _read_files(lambda path: archive.read(path) if path in names else None, paths, origin, watch)
+
+    def read(path: str) -> bytes | None:
+        if path not in names:
+            return None
+        if archive.getinfo(path).compress_type not in {ZIP_STORED, ZIP_DEFLATED}:  # whose size zipfile can limit
+            raise SourcesError(f"{path} of {origin} is packed as no wheel of torch is; download it again")
+        with archive.open(path) as member:
+            content = member.read(FILE_LIMIT + 1)
+        if len(content) > FILE_LIMIT:
+            raise SourcesError(
+                f"{path} of {origin} has more than {FILE_LIMIT >> 20} MiB, as no file of torch has; download it again"
+            )
+        return content
+
+    return _read_files(read, paths, origin, watch)
 
 
 def _read_files(
@@ -219,8 +239,8 @@ def make_sources(
         raise SourcesError(f"{origin} does not state its version: {VERSION_FILE} is missing or sets no __version__")
     try:
         Version(version)
-    except InvalidVersion:
-        raise SourcesError(f"{origin} states the version {version!r}, which is not a valid version") from None
+    except ValueError:  # also raised for numbers of thousands of digits
+        raise SourcesError(f"{origin} states the version {version[:80]!r}, which is not a valid version") from None
     texts = {path: text for path in sorted(set(paths)) if (text := files[path]) is not None}
     return Sources(version=version, origin=origin, files=texts)
 
@@ -229,7 +249,7 @@ def _version_in(source: str) -> str | None:
     """Return the string that a module assigns to `__version__`, without running it."""
     try:
         statements = ast.parse(source).body
-    except (SyntaxError, ValueError):
+    except PARSER_ERRORS:
         return None
     for node in statements:
         if isinstance(node, (ast.Assign, ast.AnnAssign)):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,6 +48,9 @@ class PackageIndex:
     """End answers early for paths that contain this."""
     hang: str = ""
     """Never answer for paths that contain this."""
+    instead: Callable[[BaseHTTPRequestHandler], None] | None = None
+    """Answers the requests for paths that contain `instead_of`."""
+    instead_of: str = "/simple/torch/"
     finished: threading.Event = field(default_factory=threading.Event)
     requested: list[str] = field(default_factory=list[str])
     bytes_sent: int = 0
@@ -103,6 +106,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer one request."""
         self.index.requested.append(self.path)
+        if self.index.instead is not None and self.index.instead_of in self.path:
+            self.index.instead(self)
+            return
         if self.index.hang and self.index.hang in self.path:
             self.index.finished.wait(30)
             return

@@ -256,11 +256,11 @@ def test_each_line_has_a_kind() -> None:
 @pytest.mark.parametrize("write", [as_text, as_markdown])
 def test_control_characters_are_escaped(write: Any) -> None:
     """Control characters of a source are escaped, not sent to the terminal, and a form feed does not end a line."""
-    nasty = replace(BODY, diff="-a\x1b[2Jb\n+c\x0cd\te\x9b\n f\r")
+    nasty = replace(BODY, diff="-a\x1b[2Jb\n+c\x0cd\te\x9b\n f\r\u202e\u2067")
     text = write(replace(NEW, torch="2.16.0\x07", findings=(nasty,), origin="a\nb"))
     assert "-a\\x1b[2Jb\n" in text
     assert "+c\\x0cd\te\\x9b\n" in text
-    assert " f\\x0d\n" in text + "\n"
+    assert " f\\x0d\\u202e\\u2067\n" in text + "\n"
     assert "a b" in text.partition("2.16.0")[2]
     assert not set(text) & {"\x1b", "\x07", "\x0c", "\r", "\x9b"}
 
@@ -334,6 +334,8 @@ def test_a_row_has_four_cells() -> None:
         ("`_a` `_b`", "`_a` `_b`"),
         ("# no heading | no cell\nno line", r"\# no heading \| no cell no line"),
         (r"back\_slash", r"back\\\_slash"),
+        ("thanks @somebody, `@code`", "thanks @<!-- -->somebody, `@code`"),
+        ("a\u202eb\u2066c\u200fd", r"a\\u202eb\\u2066c\\u200fd"),
     ],
 )
 def test_prose_is_escaped(prose: str, markdown: str) -> None:
