@@ -296,6 +296,14 @@ def test_the_checks_expect_the_right_ranks(ranks: int, monkeypatch: pytest.Monke
                     check.run(World(rank, ranks))
 
 
+def test_the_contract_holds_with_the_debug_level_detail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole contract holds with TORCH_DISTRIBUTED_DEBUG=DETAIL, with which torch wraps each process group."""
+    monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+    dist.set_debug_level_from_env()
+    report = run_checks(2)
+    assert [(result.name, result.failures) for result in report.results if not result.passed] == []
+
+
 @pytest.mark.release_independent
 def test_each_check_passes_alone() -> None:
     """No check needs another one before it: after a failure the next one is the first on its ranks."""
