@@ -8,23 +8,27 @@ from __future__ import annotations
 import difflib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from numbers import Integral, Real
 from operator import eq
 from typing import Final, TypeGuard
 
-from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.errors import MeshArgumentError, MeshTypeError
 
 _SHOWN_RANKS: Final = 8
+_SHORTEST_TIMEOUT: Final = timedelta(milliseconds=1)  # torch counts in milliseconds
+_LONGEST_TIMEOUT: Final = timedelta(days=36_500)  # beyond 292 years the nanoseconds of a C++ clock overflow
 _ALIKE: Final = ", the same on every rank"
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Tell whether a value is an int; bool is a subclass of int, but True as a size is a mistaken flag."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Tell whether a value is an int, NumPy's included; bool is one too, but True as a size is a mistaken flag."""
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def is_list(value: object) -> TypeGuard[Sequence[object]]:
-    """Tell whether a value is a sequence other than a string, whose items would be characters."""
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    """Tell whether a value is a sequence other than a string or bytes, whose items would be characters."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
 def listed(argument: str, value: object, wanted: str) -> Sequence[object]:
@@ -40,7 +44,7 @@ def listed(argument: str, value: object, wanted: str) -> Sequence[object]:
         ValueError: the sequence is empty.
     """
     if not is_list(value):
-        raise TypeError(f"{argument}={value!r} is of type {type(value).__name__}: give {wanted}")
+        raise MeshTypeError(f"{argument}={shown(value)} is of type {type(value).__name__}: give {wanted}")
     if not value:
         raise MeshArgumentError(f"{argument} is empty: give {wanted}")
     return value
@@ -63,7 +67,7 @@ def check_size(name: str, value: object, *, optional: bool = False, wanted: str 
         return
     wanted = wanted or "an int of at least 1" + (", or None" if optional else "")
     if not is_int(value):
-        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
+        raise MeshTypeError(f"{name}={shown(value)} is of type {type(value).__name__}: give {wanted}")
     if value < 1:
         raise MeshArgumentError(f"{name}={value} is less than 1: give {wanted}")
 
@@ -82,10 +86,10 @@ def checked_sizes(argument: str, sizes: object) -> tuple[int, ...]:
     given = listed(argument, sizes, f"a list or tuple of sizes{_ALIKE}")
     for index, size in enumerate(given):
         check_size(f"{argument}[{index}]", size)
-    return tuple(size for size in given if is_int(size))
+    return tuple(int(size) for size in given if is_int(size))
 
 
-def checked_names(argument: str, names: object) -> tuple[str, ...]:
+def checked_names(argument: str, names: object, *, single: bool = True) -> tuple[str, ...]:
     """Return names as a tuple of plain strings, after checking that there is at least one and none twice.
 
     A name may be a string enum, which prints as `Class.MEMBER` on some Pythons.
@@ -93,18 +97,38 @@ def checked_names(argument: str, names: object) -> tuple[str, ...]:
     Args:
         argument: what the names are called in messages.
         names: a name, or a sequence of names. A set is refused: its order differs from rank to rank.
+        single: whether a string alone is allowed, as one name.
 
     Raises:
         TypeError: `names` is neither a string nor a sequence, or a name is not a string.
         ValueError: there is no name, a name is empty, or one is given twice.
     """
-    given = (names,) if isinstance(names, str) else listed(argument, names, f"a list or tuple of names{_ALIKE}")
+    one = single and isinstance(names, str)
+    given = (names,) if one else listed(argument, names, f"a list or tuple of names{_ALIKE}")
     check_each_name(argument, given)
     plain = tuple(str.__str__(name) for name in given if isinstance(name, str))
     repeated = sorted({name for name in plain if plain.count(name) > 1})
     if repeated:
         raise MeshArgumentError(f"{argument}={plain} repeats {', '.join(repeated)}: give each name once")
     return plain
+
+
+def checked_name(argument: str, name: object) -> str:
+    """Return a name as a plain string, after checking that it is a string that is not empty.
+
+    Args:
+        argument: what the name is called in messages.
+        name: the name.
+
+    Raises:
+        TypeError: the name is not a string.
+        ValueError: the string is empty.
+    """
+    if not isinstance(name, str):
+        raise MeshTypeError(f"{argument}={shown(name)} is of type {type(name).__name__}: give a name, as a string")
+    if not name:
+        raise MeshArgumentError(f"{argument} is an empty string: give a name")
+    return str.__str__(name)
 
 
 def check_each_name(argument: str, names: Sequence[object]) -> None:
@@ -119,10 +143,7 @@ def check_each_name(argument: str, names: Sequence[object]) -> None:
         ValueError: a string is empty.
     """
     for index, name in enumerate(names):
-        if not isinstance(name, str):
-            raise TypeError(f"{argument}[{index}]={name!r} is of type {type(name).__name__}: give a name, as a string")
-        if not name:
-            raise MeshArgumentError(f"{argument}[{index}] is an empty string: give a name")
+        checked_name(f"{argument}[{index}]", name)
 
 
 def check_same_length(names: Sequence[str], sizes: Sequence[int], what: str) -> None:
@@ -132,6 +153,56 @@ def check_same_length(names: Sequence[str], sizes: Sequence[int], what: str) -> 
             f"{what}: {len(sizes)} sizes {tuple(sizes)} but {len(names)} names {tuple(names)}: give one name for each "
             "size"
         )
+
+
+def check_timeout(argument: str, timeout: object) -> None:
+    """Require that a timeout is `None`, or a timedelta that torch can wait for.
+
+    Args:
+        argument: what the timeout is called in messages.
+        timeout: the timeout.
+
+    Raises:
+        TypeError: the value is not a `timedelta`.
+        ValueError: it is shorter than a millisecond, or longer than torch can count.
+    """
+    if timeout is None:
+        return
+    if not isinstance(timeout, timedelta):
+        raise MeshTypeError(
+            f"{argument}={shown(timeout)} is of type {type(timeout).__name__}: give a datetime.timedelta, or None"
+        )
+    if not _SHORTEST_TIMEOUT <= timeout <= _LONGEST_TIMEOUT:
+        raise MeshArgumentError(
+            f"{argument}={timeout} cannot be waited for: give from a millisecond to {_LONGEST_TIMEOUT.days} days, "
+            "or None"
+        )
+
+
+def timeout_of_minutes(argument: str, minutes: object) -> timedelta | None:
+    """Return minutes, which may be `None`, as a timeout.
+
+    Args:
+        argument: what the number is called in messages.
+        minutes: the number.
+
+    Raises:
+        TypeError: the value is not a number.
+        ValueError: it is not a number above 0 that torch can count.
+    """
+    if minutes is None:
+        return None
+    if not isinstance(minutes, Real) or isinstance(minutes, bool):
+        raise MeshTypeError(f"{argument}={shown(minutes)} is of type {type(minutes).__name__}: give a number, or None")
+    try:
+        timeout = timedelta(minutes=float(minutes))
+        check_timeout(argument, timeout)
+    except (ValueError, OverflowError):  # not a number; infinite
+        most = int(_LONGEST_TIMEOUT / timedelta(minutes=1))
+        raise MeshArgumentError(
+            f"{argument}={shown(minutes)} cannot be waited for: give a number of minutes above 0, at most {most}"
+        ) from None
+    return timeout
 
 
 def checked_ranks(ranks: object, world_size: int | None = None) -> Sequence[int]:
@@ -173,6 +244,14 @@ def shown_ranks(ranks: Sequence[int]) -> str:
     return f"{', '.join(map(str, ranks[:_SHOWN_RANKS]))}, ..., {ranks[-1]} ({len(ranks)} ranks)"
 
 
+def shown(value: object) -> str:
+    """Print a value for a message, by its type alone if it cannot be printed."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - anything, as of a mesh whose world is gone
+        return f"<{type(value).__name__}>"
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known name that is nearest to a mistyped one, else an empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
@@ -184,14 +263,14 @@ def _ascending(ranks: Sequence[object]) -> tuple[int, ...]:
     seen: list[int] = []
     for index, rank in enumerate(ranks):
         if not is_int(rank):
-            raise TypeError(f"ranks[{index}]={rank!r} is of type {type(rank).__name__}: give ints")
+            raise MeshTypeError(f"ranks[{index}]={shown(rank)} is of type {type(rank).__name__}: give ints")
         if seen and rank <= seen[-1]:
             fault = "repeats" if rank == seen[-1] else "is less than"
             raise MeshArgumentError(
                 f"ranks[{index}]={rank} {fault} ranks[{index - 1}]={seen[-1]}: ranks must be distinct and "
                 "strictly ascending; give sorted(set(ranks)), the same on every rank"
             )
-        seen.append(rank)
+        seen.append(int(rank))
     return tuple(seen)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from automodel_mesh import compat, strategy_configs
 from automodel_mesh.build import Meshes, build_meshes
+from automodel_mesh.checks import timeout_of_minutes
 from automodel_mesh.nemo import old_names
 from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import STRATEGIES, fully_shard_strategy, strategy_for
@@ -109,7 +109,7 @@ class MeshContext:
             ValueError: sizes that do not fit the strategy, the ranks, or each other; the message says which would.
             TypeError: a size or rank that is not an integer; `strategy_config` is not a strategy's configuration.
         """
-        timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
+        timeout = timeout_of_minutes("timeout_minutes", timeout_minutes)
         strategy = strategy_for(strategy_config)
         meshes = build_meshes(
             strategy,

@@ -16,11 +16,12 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
-from automodel_mesh.checks import shown_ranks
+from automodel_mesh.checks import shown, shown_ranks
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.groups import AxisRequest, GroupTable, made_by_all_ranks
+from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.compat.worlds import current_world, is_current
-from automodel_mesh.errors import MeshArgumentError, ProcessGroupDestroyedError, RankNotInMeshError
+from automodel_mesh.errors import MeshArgumentError, MeshTypeError, ProcessGroupDestroyedError, RankNotInMeshError
 from automodel_mesh.topology.layouts import Layout, group_at
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class Family(StaysHere):
         world = current_world()
         if world is None:
             raise ProcessGroupDestroyedError(
-                f"{root} cannot be used: torch.distributed is not initialised. Call init_process_group, then build "
-                "the mesh."
+                f"{shown_mesh(root)} cannot be used: torch.distributed is not initialised. Call init_process_group, "
+                "then build the mesh."
             )
         self.root = root
         self.world = weakref.ref(world)
@@ -91,8 +92,9 @@ class Family(StaysHere):
         """Refuse a request about a mesh that this rank is not in."""
         if mesh.get_coordinate() is None:
             raise RankNotInMeshError(
-                f"rank {dist.get_rank()} is not in {mesh}, which has the ranks {shown_ranks(self.groups.ranks)}: only "
-                "those have slices and process groups of it. Ask on those ranks only."
+                f"rank {dist.get_rank()} is not in {shown_mesh(mesh)}, which has the ranks "
+                f"{shown_ranks(self.groups.ranks)}: only those have slices and process groups of it. Ask on those "
+                "ranks only."
             )
 
     def derive(
@@ -132,8 +134,8 @@ class Family(StaysHere):
         """
         if not self.groups.ascending:
             raise MeshArgumentError(
-                f"{self.root} has its ranks in the order {shown_ranks(self.groups.ranks)}, and the ranks of a process "
-                "group always ascend: build the mesh over ranks in ascending order."
+                f"{shown_mesh(self.root)} has its ranks in the order {shown_ranks(self.groups.ranks)}, and the ranks "
+                "of a process group always ascend: build the mesh over ranks in ascending order."
             )
         return self.groups.find_or_make(requests, current)
 
@@ -162,7 +164,7 @@ class Family(StaysHere):
         found = dist.get_process_group_ranks(group)
         if shown != found:
             raise MeshArgumentError(
-                f"axis {dim} of {mesh} shows the ranks {shown_ranks(shown)}, but its process group has "
+                f"axis {dim} of {shown_mesh(mesh)} shows the ranks {shown_ranks(shown)}, but its process group has "
                 f"{shown_ranks(found)}: a collective would not match the mesh. Build the mesh over ranks in ascending "
                 "order."
             )
@@ -181,11 +183,13 @@ def family_of(mesh: DeviceMesh) -> Family:
         family = start_family(Family(root))
         family.adopt_groups()
     if family.closed:
-        raise ProcessGroupDestroyedError(f"{mesh} was closed, its process groups are destroyed: build the mesh again.")
+        raise ProcessGroupDestroyedError(
+            f"{shown_mesh(mesh)} was closed, its process groups are destroyed: build the mesh again."
+        )
     if not is_current(family.world):
         raise ProcessGroupDestroyedError(
-            f"{mesh} was made in a world of process groups that has been destroyed since: build the mesh again after "
-            "init_process_group."
+            f"{shown_mesh(mesh)} was made in a world of process groups that has been destroyed since: build the mesh "
+            "again after init_process_group."
         )
     return family
 
@@ -204,10 +208,12 @@ def lookups_of(mesh: DeviceMesh, family: Family) -> Lookups:
     return lookups
 
 
-def require_mesh(mesh: object) -> DeviceMesh:
+def require_mesh(mesh: object, argument: str = "mesh") -> DeviceMesh:
     """Refuse anything that is not a `DeviceMesh`."""
     if not isinstance(mesh, DeviceMesh):
-        raise TypeError(f"expected a torch DeviceMesh, got {type(mesh).__name__}: {mesh!r}")
+        remedy = " Give its .device_mesh." if isinstance(getattr(mesh, "device_mesh", None), DeviceMesh) else ""
+        kind = type(mesh).__name__
+        raise MeshTypeError(f"{argument}: expected a torch DeviceMesh, got {kind}: {shown(mesh)}.{remedy}")
     return mesh
 
 
@@ -217,8 +223,8 @@ def native_group(mesh: DeviceMesh, dim: int) -> ProcessGroup:
         return era.group_along(mesh, dim)
     except (KeyError, RuntimeError) as error:  # KeyError: up to 2.9, of a mesh that was made without groups
         raise ProcessGroupDestroyedError(
-            f"the process group along axis {dim} of {mesh} does not exist: it was destroyed, or the mesh was made "
-            "without groups. Build the mesh again."
+            f"the process group along axis {dim} of {shown_mesh(mesh)} does not exist: it was destroyed, or the mesh "
+            "was made without groups. Build the mesh again."
         ) from error
 
 

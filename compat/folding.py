@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.checks import check_same_length, checked_names, checked_sizes
+from automodel_mesh.checks import check_same_length, checked_name, checked_names, checked_sizes
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, family_of, native_group
 from automodel_mesh.compat.groups import DEFAULT_SPEC, AxisRequest
@@ -68,9 +68,12 @@ def flatten(
         `torch.distributed.device_mesh.DeviceMesh._flatten`.
     """
     family = family_of(mesh)
+    if mesh.ndim == 1 and dims is None and mesh_dim_name in (None, *axis_names(mesh)):
+        group_spec(backend_override)
+        return mesh  # the mesh itself, on a rank outside too
     with family.operation("flatten", mesh) as current:
         names, axes = _chosen(mesh, dims)
-        (name,) = checked_names("flatten: mesh_dim_name", "_".join(names) if mesh_dim_name is None else mesh_dim_name)
+        name = "_".join(names) if mesh_dim_name is None else checked_name("flatten: mesh_dim_name", mesh_dim_name)
         axis, spec = fold(axes), group_spec(backend_override)
         if names == (name,):
             family.require_member(mesh)
@@ -133,7 +136,7 @@ def unflatten(
         old_names = axis_names(mesh)
         index = dim_index(mesh, dim)
         sizes = checked_sizes("unflatten: mesh_sizes", mesh_sizes)
-        names = checked_names("unflatten: mesh_dim_names", mesh_dim_names)
+        names = checked_names("unflatten: mesh_dim_names", mesh_dim_names, single=False)
         check_same_length(names, sizes, "unflatten")
         axes = era.axes_of(mesh)
         require_product(sizes, size_of(axes[index]), f"unflatten of {old_names[index]!r}")
@@ -185,7 +188,7 @@ def refold(
     with family.operation("refold", mesh) as current:
         names, axes = _chosen(mesh, dims)
         sizes = checked_sizes("refold: mesh_sizes", mesh_sizes)
-        new_names = checked_names("refold: mesh_dim_names", mesh_dim_names)
+        new_names = checked_names("refold: mesh_dim_names", mesh_dim_names, single=False)
         check_same_length(new_names, sizes, "refold")
         folded = fold(axes)
         _require_ascending(folded, names)

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import family_of, require_mesh
-from automodel_mesh.compat.requests import dim_index, require_known
+from automodel_mesh.compat.requests import dim_index, require_known, shown_mesh
 from automodel_mesh.errors import MeshArgumentError
 
 if TYPE_CHECKING:
@@ -89,14 +89,16 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
     family.require_member(mesh)
     if mesh_dim is None:
         if mesh.ndim != 1:
-            raise MeshArgumentError(f"{mesh} has {mesh.ndim} axes: say which one, by name or index.")
+            raise MeshArgumentError(
+                f"mesh_dim: {shown_mesh(mesh)} has {mesh.ndim} axes: say which one, by name or index."
+            )
         return family.along(mesh, 0)
     own = mesh.mesh_dim_names or ()
     if isinstance(mesh_dim, str) and mesh_dim not in own:
         folded = era.flattened(family.root)
         require_known((str.__str__(mesh_dim),), own, folded)
         return family.along(folded[mesh_dim], 0)
-    return family.along(mesh, dim_index(mesh, mesh_dim))
+    return family.along(mesh, dim_index(mesh, mesh_dim, "mesh_dim"))
 
 
 def get_coordinate(mesh: DeviceMesh) -> tuple[int, ...] | None:

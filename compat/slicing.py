@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.checks import checked_names
+from automodel_mesh.checks import checked_names, is_list, listed
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.family import Lookups, family_of, lookups_of
-from automodel_mesh.compat.requests import axis_names, require_known
-from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.compat.family import Lookups, family_of, lookups_of, require_mesh
+from automodel_mesh.compat.requests import axis_names, require_known, shown_mesh
+from automodel_mesh.errors import AxisOrderError, MeshArgumentError, MeshIndexError
 from automodel_mesh.topology.layouts import Layout, fold, overlap
 
 if TYPE_CHECKING:
@@ -121,14 +121,16 @@ def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
     Source:
         `torch.distributed.device_mesh.DeviceMesh._concatenate`.
     """
-    given = list(meshes)
-    if not given:
-        raise MeshArgumentError("concatenate: no mesh was given; give at least one.")
+    if is_list(meshes) and not meshes:
+        raise MeshIndexError("concatenate: meshes: no mesh was given; give at least one.")
+    items = listed("concatenate: meshes", meshes, "a list or tuple of meshes")
+    given = [require_mesh(item, f"concatenate: meshes[{index}]") for index, item in enumerate(items)]
     family = family_of(given[0])
     for mesh in given[1:]:
         if family_of(mesh) is not family:
             raise MeshArgumentError(
-                f"concatenate: {mesh} has another root than {given[0]}: only meshes of one root can be joined."
+                f"concatenate: {shown_mesh(mesh)} has another root than {shown_mesh(given[0])}: only meshes of one "
+                "root can be joined."
             )
     family.require_member(given[0])
     names = checked_names("concatenate: names of the axes", [name for mesh in given for name in axis_names(mesh)])
@@ -180,6 +182,4 @@ def _require_order(axes: Sequence[tuple[bool, int, Layout]], names: tuple[str, .
             outer, inner = fold([axis]), fold([next_axis])
             ascending = not outer or not inner or outer[0][1] > inner[0][1]
         if not ascending:
-            raise MeshArgumentError(
-                f"slice_mesh: {names} are not in ascending order: name outer axes before inner ones."
-            )
+            raise AxisOrderError(f"slice_mesh: {names} are not in ascending order: name outer axes before inner ones.")

@@ -39,6 +39,10 @@ class ParallelismSizes:
 
     def __post_init__(self) -> None:
         check_sizes(self)
+        for size in fields(self):
+            value = getattr(self, size.name)
+            if value is not None:
+                object.__setattr__(self, size.name, int(value))  # NumPy's integers are taken, plain ones kept
 
 
 def check_sizes(sizes: ParallelismSizes) -> None:

@@ -233,6 +233,7 @@ def plan_topologies(
     chosen = strategy if isinstance(strategy, Strategy) else strategy_named(strategy)
     given = _read_sizes(chosen, sizes)
     check_size("world_size", world_size)
+    world_size = int(world_size)
     used = range(world_size) if ranks is None else checked_ranks(ranks, world_size)
     counted_as = "world_size" if ranks is None else "len(ranks)"
     check_supported_sizes(chosen, sizes)

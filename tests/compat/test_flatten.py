@@ -137,3 +137,14 @@ def test_ranks_outside_take_part_and_are_then_refused() -> None:
         with pytest.raises(compat.RankNotInMeshError):
             compat.flatten(root, "all")
     dist.barrier()
+
+
+def test_a_line_asked_for_under_its_own_name_is_itself_on_every_rank() -> None:
+    """Flattening a 1-D mesh under its own name, or under none, makes nothing and is no error on a rank outside."""
+    for rank in (0, 5):
+        with fake_world(8, rank):
+            line = compat.init_device_mesh("cpu", (4,), mesh_dim_names=("dp",))
+            groups = worlds.live_process_groups()
+            assert compat.flatten(line) is line
+            assert compat.flatten(line, "dp") is line
+            assert worlds.live_process_groups() == groups
