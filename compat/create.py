@@ -7,14 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
-from automodel_mesh.checks import check_same_length, checked_names, checked_ranks, checked_sizes
+from automodel_mesh.checks import check_same_length, check_timeout, checked_names, checked_ranks, checked_sizes, shown
 from automodel_mesh.compat.agreement import operation
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, start_family
@@ -23,11 +23,14 @@ from automodel_mesh.compat.requests import (
     BackendChoice,
     group_specs,
 )
-from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.errors import MeshArgumentError, MeshTypeError
 from automodel_mesh.topology.layouts import native_layouts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_MOST_RANKS: Final = 2**31 - 1  # torch keeps ranks as 32-bit integers
 
 
 def init_device_mesh(
@@ -49,7 +52,8 @@ def init_device_mesh(
     size 1 share one group of a single rank, and a group that exists for a set of ranks is used again.
 
     Args:
-        device_type: `"cpu"`, `"cuda"` or another device type of torch, without an index.
+        device_type: `"cpu"`, `"cuda"` or another device type of torch, without an index; a `torch.device` is taken as
+            its type.
         mesh_shape: the size of each axis, integers of at least 1; their product is at most the world size.
         mesh_dim_names: a distinct name for each axis; `None` for a mesh without names.
         backend_override: for an axis, by index or name: a backend, its options, or both as a pair. An axis with an
@@ -74,18 +78,19 @@ def init_device_mesh(
         `torch.distributed.device_mesh.init_device_mesh`.
     """
     request = partial(_Request.checked, device_type, mesh_shape, mesh_dim_names, backend_override, ranks)
+    check_timeout("init_device_mesh: timeout", timeout)
     if not dist.is_initialized():
         request(world=None)  # a wrong request is refused before a world is started for it
         dist.init_process_group()
     world = dist.get_world_size()
     with operation("init_device_mesh", range(world), timeout) as current:
-        shape, names, specs, members = request(world=world)
-        _select_device(device_type)
+        kind, shape, names, specs, members = request(world=world)
+        _select_device(kind)
         table = GroupTable(members, timeout)
         labels = names or [f"dim_{dim}" for dim in range(len(shape))]
         groups = table.find_or_make(list(map(AxisRequest, labels, native_layouts(shape), specs)), current)
     with _disable_current_modes():
-        mesh = era.make_root(device_type, _grid(members, shape), names, groups)
+        mesh = era.make_root(kind, _grid(members, shape), names, groups)
     start_family(Family(mesh, table))
     return mesh
 
@@ -93,6 +98,7 @@ def init_device_mesh(
 class _Request(NamedTuple):
     """The arguments of `init_device_mesh`, checked."""
 
+    device_type: str
     shape: tuple[int, ...]
     names: tuple[str, ...] | None
     specs: list[GroupSpec]
@@ -111,16 +117,18 @@ class _Request(NamedTuple):
     ) -> Self:
         """Check the arguments, as far as that can be done if the size of the world is not known yet."""
         what = "init_device_mesh"
-        if not str(device_type).isalpha():
-            raise MeshArgumentError(
-                f"{what}: device_type is a name without an index, such as 'cpu' or 'cuda', got {device_type!r}."
-            )
+        kind = _checked_device_type(f"{what}: device_type", device_type)
         shape = checked_sizes(f"{what}: mesh_shape", mesh_shape)
-        names = None if mesh_dim_names is None else checked_names(f"{what}: mesh_dim_names", mesh_dim_names)
-        if names is not None:
+        names = None
+        if mesh_dim_names is not None:
+            names = checked_names(f"{what}: mesh_dim_names", mesh_dim_names, single=False)
             check_same_length(names, shape, what)
         specs = group_specs(backend_override, len(shape), names)
         wanted = math.prod(shape)
+        if wanted > _MOST_RANKS:
+            raise MeshArgumentError(
+                f"mesh_shape: a mesh of shape {shape} has {shown(wanted)} ranks: too many for torch."
+            )
         members = range(wanted) if ranks is None else checked_ranks(ranks, world)
         if len(members) != wanted:
             raise MeshArgumentError(f"a mesh of shape {shape} has {wanted} ranks, but {len(members)} were given.")
@@ -129,7 +137,37 @@ class _Request(NamedTuple):
                 f"a mesh of shape {shape} has {wanted} ranks, but the world has {world}: make an axis smaller or "
                 "start more ranks."
             )
-        return cls(shape, names, specs, members)
+        return cls(kind, shape, names, specs, members)
+
+
+def _checked_device_type(argument: str, given: object) -> str:
+    """Return the name of a device type, also where torch has no such device here, as with `npu` or `meta`."""
+    if not isinstance(given, (str, torch.device)):
+        raise MeshTypeError(
+            f"{argument}={shown(given)} is of type {type(given).__name__}: give a name, such as 'cpu' or 'cuda'"
+        )
+    name = str(given) if isinstance(given, torch.device) else str.__str__(given)
+    kind = name.partition(":")[0]
+    meant = kind if _is_device_type(kind) else kind.lower()
+    if meant == "gpu" and not _is_device_type(meant):
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        meant = "cuda" if accelerator is None else accelerator.type
+    if name != meant and _is_device_type(meant):
+        remedy = f": give {meant!r}"
+    elif not name.isidentifier():
+        remedy = ""
+    else:
+        return name
+    raise MeshArgumentError(
+        f"{argument} is a name without an index, such as 'cpu' or 'cuda', got {shown(given)}{remedy}."
+    )
+
+
+def _is_device_type(name: str) -> bool:
+    try:
+        return torch.device(name).type == name
+    except RuntimeError:
+        return False
 
 
 def _grid(ranks: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
@@ -146,7 +184,9 @@ def _select_device(device_type: str) -> None:
     # The fake backend stands for machines that are not here, so there is no device to select.
     if device_type == "cpu" or dist.get_backend() == "fake":
         return
-    device = torch.get_device_module(device_type)
+    device: Any = getattr(torch, device_type, None)
+    if not all(hasattr(device, function) for function in ("is_initialized", "device_count", "set_device")):
+        return  # no module of torch's selects such a device: "meta", or "npu" without its package
     if device.is_initialized() or device.device_count() == 0:
         return
     local_rank = os.environ.get("LOCAL_RANK")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.testing import DeviceBackend
+from automodel_mesh.testing import DeviceBackend, fake_world
 from tests.compat.oracle import Grid
 
 
@@ -44,3 +46,38 @@ def test_one_rank_on_each_device_and_backend(device_backend: DeviceBackend) -> N
 def test_several_ranks_on_each_device_and_backend(device_backend: DeviceBackend) -> None:
     """Collectives along every axis of every kind of mesh sum the right ranks, on each device and backend."""
     check_every_axis(device_backend.device_type, (2, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "hpu", "meta", "privateuseone", "mps", "xpu", "npu"])
+@pytest.mark.ranks(1)
+def test_a_mesh_can_be_built_for_any_device_type(name: str) -> None:
+    """Every name that torch builds meshes for is taken, also without such a device or the package that brings it."""
+    assert compat.init_device_mesh(name, (1,), mesh_dim_names=("dp",)).device_type == name
+
+
+@pytest.mark.ranks(1)
+def test_a_mesh_can_be_built_for_a_renamed_device_type() -> None:
+    """The name that an out-of-tree device was given may have digits and underscores."""
+    torch.utils.rename_privateuse1_backend("my_npu_2")
+    assert compat.init_device_mesh("my_npu_2", (1,)).device_type == "my_npu_2"
+
+
+def test_a_device_is_taken_as_its_type() -> None:
+    """`torch.device("cpu")` becomes "cpu": the mesh is equal to the one built by name."""
+    with fake_world(4):
+        mesh = compat.init_device_mesh(torch.device("cpu"), (4,))  # type: ignore[arg-type]
+        assert type(mesh.device_type) is str
+        assert mesh == compat.init_device_mesh("cpu", (4,))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("cuda:0", "cuda"), ("gpu", "cuda"), ("CPU", "cpu"), ("gpu:1", "cuda"), (torch.device("xpu", 1), "xpu")],
+)
+def test_a_device_that_is_no_type_is_refused_with_the_type(given: Any, meant: str) -> None:
+    """A device with an index and the names "gpu" and "CPU" are refused, with the right spelling."""
+    if meant == "cuda" and "gpu" in str(given):
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        meant = meant if accelerator is None else accelerator.type
+    with fake_world(4), pytest.raises(ValueError, match=f"without an index.*give '{meant}'"):
+        compat.init_device_mesh(given, (4,))
