@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from automodel_mesh import compat
+from automodel_mesh.checks import check_size, checked_name
+from automodel_mesh.compat.requests import require_known
 from automodel_mesh.compat.slicing import remembered
 from automodel_mesh.nemo.mesh_utils import *  # noqa: F403 - underscored names, which NeMo AutoModel's code imports from here
 from automodel_mesh.topology.strategies import fully_shard_strategy
@@ -98,6 +100,8 @@ def create_ring_ulysses_mesh(mesh: DeviceMesh, *, ring_degree: int, ulysses_degr
         RankNotInMeshError: this rank is outside the mesh.
     """
     root = compat.get_root_mesh(mesh)
+    check_size("ring_degree", ring_degree)
+    check_size("ulysses_degree", ulysses_degree)
     holder = root if "cp" in (root.mesh_dim_names or ()) else mesh
     return compat.refold(holder, ("cp",), (ring_degree, ulysses_degree), ("ring", "ulysses"))
 
@@ -110,10 +114,20 @@ def _find_fsdp_dp_mesh(device_mesh: DeviceMesh, request: tuple[str | None, str |
     # A slice may lack the axes that are asked for; a mesh made by unflatten may have them where its root does not.
     holder = root if alone in (root.mesh_dim_names or ()) else device_mesh
     sizes = dict(zip(holder.mesh_dim_names or (), holder.shape, strict=True))
-    if request[0] is not None:
-        replicas = [str.__str__(request[0])]
+    flattened = compat.flattened_meshes(root)
+    arguments = ("dp_replicate_name", "dp_shard_cp_name")
+    replicate, shard_cp = (
+        None if name is None else checked_name(argument, name)
+        for argument, name in zip(arguments, request, strict=True)
+    )
+    # The strategy's own names may be given where the mesh has no such axis: it has a single replica, or no context.
+    given = [name for name in (replicate, shard_cp) if name not in (None, *strategy.fully_shard_axes)]
+    require_known(tuple(name for name in given if name is not None), tuple(sizes), flattened)
+    sizes = {name: flat.size() for name, flat in flattened.items()} | sizes
+    if replicate is not None:
+        replicas = [replicate]
     if alone in sizes and all(sizes.get(axis, 1) == 1 for axis in context):
         shard = alone
-    elif request[1] is not None:
-        shard = request[1]
+    elif shard_cp is not None:
+        shard = shard_cp
     return compat.slice_mesh(holder, (*(axis for axis in replicas if sizes.get(axis, 1) > 1), shard))

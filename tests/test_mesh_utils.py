@@ -216,6 +216,25 @@ def test_the_mesh_for_fsdp_needs_its_axes() -> None:
         assert get_fsdp_dp_mesh(mesh, dp_shard_cp_name="dp_cp") is get_flat_mesh(mesh, "dp_cp")
 
 
+def test_the_mesh_for_fsdp_drops_no_axis_it_was_asked_for() -> None:
+    """A name that is no axis is a `KeyError`, also where it would not be used; a flattened axis of replicas is kept."""
+    with fake_world(16):
+        root = build(ParallelismSizes(dp_replicate_size=2, pp_size=2))
+        with pytest.raises(KeyError, match=r"no axis 'dp_replicat' \(did you mean 'dp_replicate'\?\)"):
+            get_fsdp_dp_mesh(root, "dp_replicat")
+        with pytest.raises(KeyError, match="no axis 'dp_shard_pc'"):
+            get_fsdp_dp_mesh(root, None, "dp_shard_pc")
+        compat.flatten(root, "replicas", dims=("pp", "dp_replicate"))
+        assert get_fsdp_dp_mesh(root, "replicas").mesh_dim_names == ("replicas", "dp_shard")
+
+
+def test_the_mesh_for_fsdp_may_be_asked_for_by_its_default_names() -> None:
+    """The strategy's own names may be given where the mesh has no axis of replicas, or none with context."""
+    with fake_world(8):
+        root = compat.init_device_mesh("cpu", (4, 2), mesh_dim_names=("dp_shard", "tp"))
+        assert get_fsdp_dp_mesh(root, "dp_replicate", "dp_shard_cp").mesh_dim_names == ("dp_shard",)
+
+
 def test_an_expert_mesh_is_asked_for_its_own_axes_and_the_root_s() -> None:
     """The expert mesh gives ep and ep_shard as one axis each, and the axes of its root as well."""
     with fake_world(16, 13):
@@ -271,8 +290,8 @@ def test_a_degree_of_one_shares_the_group_of_its_ranks() -> None:
     ("degrees", "error", "message"),
     [
         ((2, 4), ValueError, r"\(2, 4\) multiply to 8, but the axis has 4 ranks"),
-        ((0, 4), ValueError, r"mesh_sizes\[0\]=0 is less than 1: give an int of at least 1"),
-        ((True, 4), TypeError, r"mesh_sizes\[0\]=True is of type bool: give an int of at least 1"),
+        ((0, 4), ValueError, r"ring_degree=0 is less than 1: give an int of at least 1"),
+        ((2, True), TypeError, r"ulysses_degree=True is of type bool: give an int of at least 1"),
     ],
 )
 def test_degrees_that_do_not_fit_are_refused(degrees: tuple[int, int], error: type[Exception], message: str) -> None:
