@@ -23,7 +23,7 @@ _ALIKE: Final = ", the same on every rank"
 
 def is_int(value: object) -> TypeGuard[int]:
     """Tell whether a value is an int, NumPy's included; bool is one too, but True as a size is a mistaken flag."""
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+    return type(value) is int or (not isinstance(value, bool) and isinstance(value, Integral))
 
 
 def is_list(value: object) -> TypeGuard[Sequence[object]]:
@@ -192,7 +192,7 @@ def timeout_of_minutes(argument: str, minutes: object) -> timedelta | None:
     """
     if minutes is None:
         return None
-    if not isinstance(minutes, Real) or isinstance(minutes, bool):
+    if isinstance(minutes, bool) or not isinstance(minutes, Real):
         raise MeshTypeError(f"{argument}={shown(minutes)} is of type {type(minutes).__name__}: give a number, or None")
     try:
         timeout = timedelta(minutes=float(minutes))

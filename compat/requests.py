@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import NoneType
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch._C._distributed_c10d import Backend
 from torch.distributed.device_mesh import DeviceMesh
@@ -88,8 +88,8 @@ def group_specs(
     """Read `backend_override`, keyed by index or name, as one spec for each axis; the mapping is not changed."""
     specs = [DEFAULT_SPEC] * count
     chosen: set[int] = set()
-    given: object = {} if override is None else override
-    if not isinstance(given, Mapping):
+    given: Mapping[object, BackendChoice] = cast("Any", {} if override is None else override)
+    if not isinstance(cast("object", given), Mapping):
         raise MeshTypeError(
             f"backend_override={shown(given)} is of type {type(given).__name__}: give a dict from axes to backends, "
             "or None"
