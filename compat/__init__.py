@@ -21,7 +21,10 @@ from automodel_mesh.compat.lookup import (
 from automodel_mesh.compat.slicing import concatenate, find_submesh, slice_mesh
 from automodel_mesh.compat.teardown import abort_process_groups, destroy_process_groups, list_process_groups
 from automodel_mesh.errors import (
+    AxisOrderError,
     MeshArgumentError,
+    MeshIndexError,
+    MeshTypeError,
     ProcessGroupDestroyedError,
     RankNotInMeshError,
     RanksDisagreeError,
@@ -35,9 +38,12 @@ __all__ = [
     "MINIMUM_TORCH",
     "NEWEST_TESTED_TORCH",
     "TORCH_VERSION",
+    "AxisOrderError",
     "GroupReport",
     "GroupSpec",
     "MeshArgumentError",
+    "MeshIndexError",
+    "MeshTypeError",
     "ProcessGroupDestroyedError",
     "RankNotInMeshError",
     "RanksDisagreeError",
