@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -34,3 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = expected.get(item.nodeid) or expected.get(item.nodeid.partition("[")[0])
         if reason:
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector skip what the tests' modules have made: each test is a fork of this process.
+
+    A full collection in a fork copies the memory that it looks at, 40 MB, which takes 0.1 s.
+    """
+    gc.collect()
+    gc.freeze()
