@@ -435,11 +435,18 @@ def test_sizes_below_one_are_refused(field: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize(("value", "kind"), [("8", "str"), (2.0, "float"), (True, "bool"), (np.int64(2), "int64")])
+@pytest.mark.parametrize(("value", "kind"), [("8", "str"), (2.0, "float"), (True, "bool"), (np.True_, "bool")])
 def test_sizes_that_are_no_int_are_refused(field: str, value: object, kind: str) -> None:
-    """A string, float, bool or NumPy integer is a TypeError that names the field, the value and its type."""
-    with pytest.raises(TypeError, match=rf"^{field}=.* is of type {kind}: give an int of at least 1"):
+    """A string, float or bool, NumPy's too, is a TypeError that names the field, the value and its type."""
+    with pytest.raises(TypeError, match=rf"^{field}=.* is of type (numpy\.)?{kind}_?: give an int of at least 1"):
         ParallelismSizes(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_size_may_be_an_integer_of_numpy_and_is_kept_as_an_int(field: str) -> None:
+    """What comes out of an array is a size like any other."""
+    size = getattr(ParallelismSizes(**{field: np.int64(2)}), field)  # type: ignore[arg-type]
+    assert (size, type(size)) == (2, int)
 
 
 @pytest.mark.parametrize("field", FIELDS)
