@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ def _population(ranks: Sequence[int]) -> _Population:
 
 
 class _EndedWithoutUs(Exception):  # noqa: N818 - not an error: this rank goes on to the next meeting
-    """The other ranks have met before, and gave up waiting for this one."""
+    """The other ranks have met before and gave up waiting for this one."""
 
 
 class _Meeting:
@@ -89,7 +88,7 @@ class _Meeting:
     Args:
         store: the part of the default store for the ranks that meet.
         population: these ranks.
-        timeout: how long to wait for the others in both steps together; by default the timeout of the world.
+        timeout: how long to wait for the others in each step; by default the timeout of the world.
     """
 
     def __init__(self, store: PrefixStore, population: _Population, timeout: timedelta | None) -> None:
@@ -98,7 +97,6 @@ class _Meeting:
         self._population = population
         of_the_world: timedelta = store.timeout  # type: ignore[attr-defined]  # missing in torch's stubs
         self._timeout = (timeout or of_the_world).total_seconds()
-        self._deadline = time.monotonic() + self._timeout
         self._asks = ""
 
     def come(self, request: str) -> None:
@@ -151,7 +149,7 @@ class _Meeting:
     def _end_of(self, step: str) -> dict[str, Any]:
         """Wait for the end of a step; return an empty dictionary if it is good."""
         key = f"{step}/end"
-        came = self._wait(key, self._deadline - time.monotonic())
+        came = self._wait(key, self._timeout)
         # One rank finds out who is missing, the others wait for it.
         if not came and (self._store.add(f"{step}/late", 1) == 1 or not self._wait(key, _LEADER_SECONDS)):
             self._store.compare_set(key, "", json.dumps({"missing": self._missing(step)}))
@@ -161,7 +159,7 @@ class _Meeting:
     def _wait(self, key: str, seconds: float) -> bool:
         """Wait for a key; tell whether it came in time."""
         try:
-            self._store.wait([key], timedelta(seconds=max(seconds, 0.01)))
+            self._store.wait([key], timedelta(seconds=seconds))
         except RuntimeError:
             return self._store.check([key])
         return True
