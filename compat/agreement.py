@@ -200,7 +200,7 @@ class Operation:
     """A call that may make process groups, made by several ranks together.
 
     Attributes:
-        made: the groups made in it on this rank.
+        made: the groups made in it on this rank, until it is over.
         failed: whether it failed on some rank, so that its groups were destroyed.
     """
 
@@ -309,4 +309,5 @@ def operation(what: str, ranks: Sequence[int], timeout: timedelta | None = None)
                 current.refuse(error)
             raise
         finally:
+            current.made.clear()  # the table of the family keeps the operation, and must not keep its groups
             _current.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -340,6 +341,15 @@ def test_threads_of_a_rank_make_one_group() -> None:
         meshes = list(pool.map(lambda _: flatten(root, "t"), range(4)))
     assert all(mesh is meshes[0] for mesh in meshes)
     dist.barrier()
+
+
+def test_an_operation_that_is_over_refers_to_no_process_group() -> None:
+    """What the ranks made stays with the mesh and with torch alone, so that a destroyed group can be freed."""
+    with fake_world(8):
+        root = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
+        compat.flatten(root, "all", backend_override=compat.GroupSpec(owner="all"))
+        over = [thing for thing in gc.get_objects() if type(thing) is agreement.Operation]
+        assert [operation.made for operation in over] == [[], []]
 
 
 @pytest.mark.parametrize("world", [2, 65_536])
