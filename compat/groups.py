@@ -1,7 +1,7 @@
 """The process groups of a mesh family: one for each distinct set of ranks, made when it is first needed.
 
-Every rank of the world makes the same calls in the same order, whatever slice of the mesh it is in, so no rank waits
-for another that never comes. The ranks of each group come from arithmetic on layouts.
+The ranks agree before the first group of a call is made (`agreement.py`). A rank makes only the groups that it is in,
+unless torch wants every rank for each. The ranks of a group come from arithmetic on layouts.
 """
 
 from __future__ import annotations
