@@ -11,6 +11,7 @@ import torch.distributed as dist
 from automodel_mesh import compat, strategy_configs
 from automodel_mesh.build import Meshes, build_meshes
 from automodel_mesh.checks import timeout_of_minutes
+from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.nemo import old_names
 from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import STRATEGIES, fully_shard_strategy, strategy_for
@@ -196,8 +197,8 @@ class MeshContext:
         Args:
             axis: an axis that the root or the expert mesh was built with, or a flattened one.
         """
-        sizes = (self._size(mesh, axis, default=None) for mesh in (self.device_mesh, self.moe_mesh))
-        return next((size for size in sizes if size is not None), None)
+        size = self._size(self.device_mesh, axis, default=None)
+        return self._size(self.moe_mesh, axis, default=None) if size is None else size
 
     def pipeline_axis_kwargs(self) -> dict[str, object]:
         """Return the axis names that a function which builds a pipeline takes as keywords.
@@ -274,6 +275,7 @@ class MeshContext:
         self.close()
 
 
+@constant_when_compiled
 def _get_axis_size(mesh: DeviceMesh | None, axis: str, default: int | None = 1) -> int | None:
     """Return the size of an axis, native or flattened, if the mesh has it, else the default."""
     if mesh is None:

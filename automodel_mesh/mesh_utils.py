@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from automodel_mesh import compat
 from automodel_mesh.checks import check_size, checked_name
+from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.compat.requests import require_known
 from automodel_mesh.compat.slicing import remembered
 from automodel_mesh.nemo.mesh_utils import *  # noqa: F403 - underscored names, which NeMo AutoModel's code imports from here
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["create_ring_ulysses_mesh", "get_flat_mesh", "get_fsdp_dp_mesh", "get_submesh"]
 
 
+@constant_when_compiled
 def get_flat_mesh(device_mesh: DeviceMesh, name: str) -> DeviceMesh:
     """Return the 1-D mesh of one axis. This never makes a process group.
 
@@ -37,6 +39,7 @@ def get_flat_mesh(device_mesh: DeviceMesh, name: str) -> DeviceMesh:
     return compat.find_submesh(device_mesh, name)
 
 
+@constant_when_compiled
 def get_submesh(device_mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
     """Return the mesh of some axes, native and flattened ones mixed. This never makes a process group.
 
@@ -55,6 +58,7 @@ def get_submesh(device_mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
     return compat.find_submesh(device_mesh, names)
 
 
+@constant_when_compiled
 def get_fsdp_dp_mesh(
     device_mesh: DeviceMesh,
     dp_replicate_name: str | None = None,

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from automodel_mesh.checks import check_same_length, check_timeout, checked_names, checked_ranks, checked_sizes, shown
 from automodel_mesh.compat.agreement import operation
+from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compiled
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, start_family
 from automodel_mesh.compat.groups import AxisRequest, GroupSpec, GroupTable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _MOST_RANKS: Final = 2**31 - 1  # torch keeps ranks as 32-bit integers
 
 
+@never_compiled
 def init_device_mesh(
     device_type: str,
     mesh_shape: Sequence[int],
@@ -92,6 +94,7 @@ def init_device_mesh(
     with _disable_current_modes():
         mesh = era.make_root(kind, _grid(members, shape), names, groups)
     start_family(Family(mesh, table))
+    forget_compiled_lookups()
     return mesh
 
 

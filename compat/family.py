@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
 from automodel_mesh.checks import shown, shown_ranks
+from automodel_mesh.compat.compiled import never_compiled
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.groups import AxisRequest, GroupTable, made_by_all_ranks
 from automodel_mesh.compat.requests import shown_mesh
@@ -97,6 +98,7 @@ class Family(StaysHere):
                 "ranks only."
             )
 
+    @never_compiled
     def derive(
         self,
         axes: tuple[Layout, ...],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.checks import check_same_length, checked_name, checked_names, checked_sizes
+from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compiled
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, family_of, native_group
 from automodel_mesh.compat.groups import DEFAULT_SPEC, AxisRequest
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from automodel_mesh.compat.agreement import Operation
 
 
+@never_compiled
 def flatten(
     mesh: DeviceMesh,
     mesh_dim_name: str | None = None,
@@ -90,9 +92,11 @@ def flatten(
     family.require_member(mesh)
     flat = family.derive((axis,), (name,), groups, mesh, folded=True)
     era.register_flattened(family.root, name, flat, mesh, names)
+    forget_compiled_lookups()
     return flat
 
 
+@never_compiled
 def unflatten(
     mesh: DeviceMesh,
     dim: int | str,
@@ -153,6 +157,7 @@ def unflatten(
     )
 
 
+@never_compiled
 def refold(
     mesh: DeviceMesh,
     dims: Sequence[str],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import family_of, require_mesh
 from automodel_mesh.compat.requests import dim_index, require_known, shown_mesh
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@constant_when_compiled
 def get_root_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """Return the mesh that this one was derived from, through any number of steps.
 
@@ -40,6 +42,7 @@ def get_root_mesh(mesh: DeviceMesh) -> DeviceMesh:
     return era.root_of(require_mesh(mesh))
 
 
+@constant_when_compiled
 def flattened_meshes(mesh: DeviceMesh) -> Mapping[str, DeviceMesh]:
     """Return the flattened axes of the family of a mesh.
 
@@ -61,6 +64,7 @@ def flattened_meshes(mesh: DeviceMesh) -> Mapping[str, DeviceMesh]:
     return MappingProxyType(era.flattened(get_root_mesh(mesh)))
 
 
+@constant_when_compiled
 def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGroup:
     """Return the process group along an axis.
 
@@ -101,6 +105,7 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
     return family.along(mesh, dim_index(mesh, mesh_dim, "mesh_dim"))
 
 
+@constant_when_compiled
 def get_coordinate(mesh: DeviceMesh) -> tuple[int, ...] | None:
     """Return the coordinate of this rank in a mesh.
 

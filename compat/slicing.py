@@ -10,6 +10,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.checks import checked_names, is_list, listed
+from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Lookups, family_of, lookups_of, require_mesh
 from automodel_mesh.compat.requests import axis_names, require_known, shown_mesh
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@constant_when_compiled
 def slice_mesh(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
     """Return the submesh along some axes. No process group is made, ever.
 
@@ -52,6 +54,7 @@ def slice_mesh(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
     return remembered(mesh, names, _slice)
 
 
+@constant_when_compiled
 def find_submesh(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:
     """Return the submesh along some axes of a mesh or of its root. No process group is made, ever.
 
@@ -100,6 +103,7 @@ def remembered(
     return found
 
 
+@constant_when_compiled
 def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
     """Join meshes of one family into one mesh that has all their axes. No process group is made.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compiled
 from automodel_mesh.compat.family import Family, family_of
 from automodel_mesh.compat.groups import GroupReport
 from automodel_mesh.compat.worlds import end_groups
 
 
+@never_compiled
 def list_process_groups(mesh: DeviceMesh) -> list[GroupReport]:
     """List the process groups of a mesh's family that this rank belongs to.
 
@@ -25,6 +27,7 @@ def list_process_groups(mesh: DeviceMesh) -> list[GroupReport]:
     return family_of(mesh).groups.report()
 
 
+@never_compiled
 def destroy_process_groups(mesh: DeviceMesh) -> None:
     """Destroy exactly the process groups that this library made for a mesh's family, and close the family.
 
@@ -43,6 +46,7 @@ def destroy_process_groups(mesh: DeviceMesh) -> None:
     _close(mesh)
 
 
+@never_compiled
 def abort_process_groups(mesh: DeviceMesh) -> None:
     """Abort the process groups that this library made for a mesh's family, derived axes included, and close it.
 
@@ -72,3 +76,4 @@ def _close(mesh: DeviceMesh, *, abort: bool = False) -> None:
     end_groups(family.groups.groups_made_here(), abort=abort)
     family.closed = True
     family.forget_lookups()
+    forget_compiled_lookups()

@@ -15,6 +15,8 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from automodel_mesh import compat
 from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world, run_ranks
@@ -182,6 +184,25 @@ def dynamo() -> str:
     return "yes" if "torch._dynamo" in sys.modules and not before else "no"
 
 
+def sliced_in_compiled_code() -> str:
+    """Slicing inside `torch.compile(fullgraph=True)`."""
+    compiled = torch.compile(lambda tensor, mesh: (tensor + 1, mesh["tp"]), backend="eager", fullgraph=True)
+    return verdict(compiled(torch.ones(2), build())[1], [4, 5])
+
+
+def size_in_compiled_code() -> str:
+    """The size of a slice inside `torch.compile(fullgraph=True)`."""
+    compiled = torch.compile(lambda tensor, mesh: tensor + mesh["tp"].size(), backend="eager", fullgraph=True)
+    return "works" if compiled(torch.ones(2), build()).tolist() == [3, 3] else "wrong"
+
+
+def group_in_compiled_code() -> str:
+    """`get_group` of an axis inside `torch.compile(fullgraph=True)`."""
+    compiled = torch.compile(lambda tensor, mesh: (tensor + 1, mesh.get_group("cp")), backend="eager", fullgraph=True)
+    root = build()
+    return "works" if compiled(torch.ones(2), root)[1] is root.get_group("cp") else "another group"
+
+
 def coordinate() -> str:
     """The type of a coordinate."""
     return type(plain.get_coordinate(build())).__name__
@@ -213,6 +234,9 @@ CALLS: tuple[Callable[[], str], ...] = (
     equal_roots,
     dropped,
     dynamo,
+    sliced_in_compiled_code,
+    size_in_compiled_code,
+    group_in_compiled_code,
     coordinate,
     outside,
 )

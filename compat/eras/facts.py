@@ -23,6 +23,11 @@ GROUPS_ARE_KEPT_AS_RANKS: Final = not torch_at_least("2.8")
 
 Delete when the floor reaches 2.8: keep the names only."""
 
+FRAMES_CAN_BE_SKIPPED: Final = torch_at_least("2.7")
+"""From 2.7 on `torch.compile` can be kept out of a function's frame and of all that it calls.
+
+Delete when the floor reaches 2.7: always do so."""
+
 LAYOUT_IS_A_LIST_OF_AXES: Final = torch_at_least("2.13")
 """From 2.13 on `_MeshLayout` is a list of `_FlatLayout`s; before, it is one nested pair of sizes and strides.
 

@@ -1,0 +1,130 @@
+"""Lookups inside `torch.compile`: their results are constants of the compiled code, the same objects as outside.
+
+torch.compile reads three attributes of a function, which are set here without its import, 0.8 s: one names another
+function to trace in its place, one says that a function is to be called while the code is traced, and its result used
+as a constant, and one that a function is not to be traced. In this library's own frames it has nothing to compile, and
+from 2.12 on reading the attributes of a mesh there would be an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Final, TypeVar, cast
+
+from automodel_mesh.compat.eras import facts
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Results:
+    """The results of lookups in compiled code, one attribute for each.
+
+    Compiled code reads them from here. A result that torch itself stores as a constant cannot be returned from compiled
+    code, or given to another lookup, from 2.12 on.
+
+    Args:
+        number: different for each object; compiled code is compiled again if it finds another one.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = str(number)  # an int that changes would become a symbol
+
+
+class _Current:
+    """Holds the results that are valid now."""
+
+    results = _Results(0)
+
+
+_current: Final = _Current()
+
+
+def forget_compiled_lookups() -> None:
+    """Let all compiled code look its meshes and groups up again: there are new ones, or some were closed.
+
+    Up to 2.11 compiled code is used again for another mesh that is equal to the one it was compiled for.
+    """
+    _current.results = _Results(int(_current.results.number) + 1)
+
+
+def constant_when_compiled(lookup: Function) -> Function:
+    """Make the result of a lookup a constant inside `torch.compile`; outside nothing changes.
+
+    An error of the lookup ends the compiled part there, and the lookup is called again outside of it, where it raises.
+
+    Args:
+        lookup: a function that makes no process group; the same arguments give the same object.
+    """
+
+    def find(_number: str, *args: Any, **kwargs: Any) -> str | None:
+        try:
+            result = lookup(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - an error here would be one of the compiler's
+            _give_reason(again, error)
+            return None
+        key = f"{type(result).__name__}_{id(result)}"
+        setattr(_current.results, key, result)
+        return key
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        return lookup(*args, **kwargs)
+
+    again = never_compiled(again)
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        results = _current.results
+        key = find(results.number, *args, **kwargs)  # from now on the number is compared before each call
+        return again(*args, **kwargs) if key is None else getattr(results, key)
+
+    cast("Any", find)._dynamo_marked_constant = True
+    cast("Any", lookup)._torchdynamo_inline = traced
+    _skip_frames_of(lookup)
+    return lookup
+
+
+def never_compiled(function: Function) -> Function:
+    """Let `torch.compile` end the compiled part before this function and begin another after it."""
+    if not facts.FRAMES_CAN_BE_SKIPPED:
+        function = _without_the_compiler(function)
+    cast("Any", function)._torchdynamo_disable = True
+    _skip_frames_of(function)
+    return function
+
+
+def _give_reason(function: Callable[..., Any], error: Exception) -> None:
+    """Let torch.compile say why the compiled part ends at this function."""
+    cast("Any", function)._torchdynamo_disable_msg = f"{type(error).__name__}: {error}"
+
+
+def _skip_frames_of(function: Callable[..., Any]) -> None:
+    """Keep `torch.compile` out of the function's own frame, and of all that it calls."""
+    if facts.FRAMES_CAN_BE_SKIPPED:
+        from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+
+        skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+        set_code_exec_strategy(function.__code__, skip)
+
+
+def _without_the_compiler(function: Function) -> Function:
+    """Return a function that runs this one while `torch.compile` is off."""
+    from torch._C._dynamo import eval_frame
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _compiler_off():
+            return function(*args, **kwargs)
+
+    cast("Any", eval_frame).skip_code(run.__code__)
+    return cast("Function", wraps(function)(run))
+
+
+@contextmanager
+def _compiler_off() -> Generator[None, None, None]:
+    from torch._C._dynamo.eval_frame import set_eval_frame
+
+    compiler = set_eval_frame(None)
+    try:
+        yield
+    finally:
+        set_eval_frame(compiler)
