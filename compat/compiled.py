@@ -109,13 +109,14 @@ def _skip_frames_of(function: Callable[..., Any]) -> None:
 
 def _without_the_compiler(function: Function) -> Function:
     """Return a function that runs this one while `torch.compile` is off."""
-    from torch._C._dynamo import eval_frame
+    # Newer releases do not have it.
+    from torch._C._dynamo.eval_frame import skip_code  # type: ignore[attr-defined]  # pyright: ignore
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with _compiler_off():
             return function(*args, **kwargs)
 
-    cast("Any", eval_frame).skip_code(run.__code__)
+    skip_code(run.__code__)
     return cast("Function", wraps(function)(run))
 
 
