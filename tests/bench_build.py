@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -44,28 +45,28 @@ def two_axes(world: int) -> tuple[int, ...]:
     return (1, 1, world // tp, 1, tp)
 
 
-def measure_building(whose: str, shape: tuple[int, ...]) -> tuple[list[float], dict[str, int]]:
+CASES = [*((two_axes(world), 0) for world in WORLDS), (EVERY_AXIS, 0), (EVERY_AXIS, 1024)]
+
+
+def measure_building(whose: str, shape: tuple[int, ...], outside: int) -> tuple[list[float], dict[str, int]]:
     """Build three times, or once if it takes long; count what the first build adds to the process."""
     prepare(whose)
     footprint, kept = Footprint(), []
-    seconds = [time_of(lambda: kept.append(build(whose, shape)))]
+    seconds = [time_of(lambda: kept.append(build(whose, shape, outside)))]
     added = footprint.added()
     for _ in range(0 if whose == TORCH and shape == two_axes(WORLDS[-1]) else 2):
         kept.clear()
-        seconds.append(time_of(lambda: kept.append(build(whose, shape))))
+        seconds.append(time_of(lambda: kept.append(build(whose, shape, outside))))
     return seconds, added
 
 
 @reported
 @pytest.mark.parametrize("whose", [OURS, TORCH])
-@pytest.mark.parametrize("shape", [*map(two_axes, WORLDS), EVERY_AXIS], ids=lambda shape: "x".join(map(str, shape)))
-def test_time_of_building(benchmark: Any, shape: tuple[int, ...], whose: str) -> None:
-    """Building the root mesh and its derived axes in a fake world is measured."""
-    world = 1
-    for size in shape:
-        world *= size
-    benchmark.group = f"build {'x'.join(map(str, shape))}"
-    seconds, added = in_fake_world(world, measure_building, whose, shape)
+@pytest.mark.parametrize(("shape", "outside"), CASES, ids=lambda value: str(value).replace(", ", "x"))
+def test_time_of_building(benchmark: Any, shape: tuple[int, ...], outside: int, whose: str) -> None:
+    """Building the root mesh and its derived axes in a fake world is measured, also with ranks outside the mesh."""
+    benchmark.group = f"build {'x'.join(map(str, shape))}, {outside} ranks outside"
+    seconds, added = in_fake_world(math.prod(shape) + outside, measure_building, whose, shape, outside)
     report(benchmark, seconds, **added)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -9,8 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed import device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes
 from automodel_mesh.compat import TORCH_VERSION, reset_mesh_registry
@@ -72,15 +75,22 @@ def prepare(whose: str) -> None:
         warnings.simplefilter("ignore")
 
 
-def build(whose: str, shape: Sequence[int]) -> Any:
-    """Build the five axes and the three derived ones; the caller keeps a reference to the result."""
+def build(whose: str, shape: Sequence[int], outside: int = 0) -> Any:
+    """Build the five axes and the three derived ones; the caller keeps a reference to the result.
+
+    The first ranks of the world, as many as `outside` says, do not belong to the mesh.
+    """
+    ranks = range(outside, outside + math.prod(shape))
     if whose == TORCH:
         reset_mesh_registry()  # up to 2.9 the flattened axes of an equal mesh made before would be found
-        root = plain.init_device_mesh("cpu", tuple(shape), mesh_dim_names=AXES)
+        if outside:
+            root = DeviceMesh("cpu", torch.tensor(ranks).view(tuple(shape)), mesh_dim_names=AXES)
+        else:
+            root = plain.init_device_mesh("cpu", tuple(shape), mesh_dim_names=AXES)
         return root, [plain.flatten(plain.slice_mesh(root, axes), name) for name, axes in DERIVED.items()]
     pp, replicate, _, cp, tp = shape
     sizes = ParallelismSizes(pp_size=pp, dp_replicate_size=replicate, cp_size=cp, tp_size=tp)
-    return MeshContext.build(FSDP2Config(), sizes)
+    return MeshContext.build(FSDP2Config(), sizes, ranks=ranks if outside else None)
 
 
 def root_of(built: Any) -> Any:

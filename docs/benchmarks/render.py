@@ -27,6 +27,7 @@ LOOKUP: Final = "test_time_of_lookups"
 BUILD: Final = "test_time_of_building"
 FIRST_MESH: Final = "test_time_of_the_first_mesh_of_a_process"
 RANKS: Final = "test_time_on_eight_gloo_ranks"
+MEETING: Final = "test_the_meeting_of_eight_ranks"
 
 Case = tuple[object, ...]
 Found = dict[str, Any]
@@ -49,7 +50,7 @@ class Release:
         found: dict[str, dict[Case, dict[str, Found]]] = {}
         for benchmark in data["benchmarks"]:
             params = dict(benchmark["params"])
-            whose = params.pop("whose")
+            whose = params.pop("whose", OURS)
             case = tuple(tuple(value) if isinstance(value, list) else value for value in params.values())
             cases = found.setdefault(benchmark["name"].split("[")[0], {})
             cases.setdefault(case, {})[whose] = {"seconds": benchmark["stats"]["median"], **benchmark["extra_info"]}
@@ -113,8 +114,14 @@ def lookup_rows(cases: Iterable[Case], what: str) -> list[Row]:
 
 
 def build_rows(cases: Iterable[Case], cell: Callable[[Case], Cell]) -> list[Row]:
-    """Make a row for each shape."""
-    return [(" x ".join(map(str, case[0])), cell(case)) for case in cases]  # type: ignore[call-overload]
+    """Make a row for each shape and number of ranks outside the mesh."""
+    return [(build_name(*case), cell(case)) for case in cases]  # type: ignore[arg-type]
+
+
+def build_name(shape: tuple[int, ...], outside: int) -> str:
+    """Name what is built."""
+    name = " x ".join(map(str, shape))
+    return f"{name}, {outside:,} more ranks outside" if outside else name
 
 
 def rank_rows(cases: dict[Case, dict[str, Found]]) -> list[Row]:
@@ -157,6 +164,10 @@ def results(releases: list[Release]) -> str:
         ),
         "## 8 gloo ranks",
         table("", releases, rank_rows(ranks)),
+        "The meeting of the ranks alone, with which each operation that makes groups begins and ends (plain torch has none):",
+        table(
+            "", releases, [("time on one rank", lambda release: duration(release.found[MEETING][()][OURS]["seconds"]))]
+        ),
         "What building adds on one rank, ours and torch's:",
         table(
             "",
@@ -184,7 +195,7 @@ def curves(release: Release, side: str) -> dict[str, list[tuple[int, float]]]:
         "build dp_shard x tp": sorted(
             (math.prod(case[0]), sides[side]["seconds"])  # type: ignore[arg-type]
             for case, sides in builds
-            if case[0][0] == 1  # type: ignore[index]
+            if case[0][0] == 1 and not case[1]  # type: ignore[index]
         ),
     }
 
