@@ -110,7 +110,7 @@ def _skip_frames_of(function: Callable[..., Any]) -> None:
 def _without_the_compiler(function: Function) -> Function:
     """Return a function that runs this one while `torch.compile` is off."""
     # Newer releases do not have it.
-    from torch._C._dynamo.eval_frame import skip_code  # type: ignore[attr-defined]  # pyright: ignore
+    from torch._C._dynamo.eval_frame import skip_code  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with _compiler_off():

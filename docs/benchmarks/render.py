@@ -164,7 +164,7 @@ def results(releases: list[Release]) -> str:
         ),
         "## 8 gloo ranks",
         table("", releases, rank_rows(ranks)),
-        "The meeting of the ranks alone, with which each operation that makes groups begins and ends (plain torch has none):",
+        "The meeting of the ranks, with which each operation that makes groups begins and ends; plain torch has none:",
         table(
             "", releases, [("time on one rank", lambda release: duration(release.found[MEETING][()][OURS]["seconds"]))]
         ),
