@@ -16,6 +16,7 @@ from automodel_mesh.build import resolve_world_size
 from automodel_mesh.checks import is_int
 from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.fields import as_dict, brief, check_flags, check_positive, from_dict, one_of_names
+from automodel_mesh.lookups import MeshLookups
 from automodel_mesh.mesh import MeshContext
 from automodel_mesh.pipelining.config import PipelineConfig
 from automodel_mesh.strategy_configs import (
@@ -97,7 +98,7 @@ class MoEParallelizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributedSetup:
+class DistributedSetup(MeshLookups):
     """The meshes of a model and the settings for it, in one object to pass to a loader.
 
     `build` also builds the meshes. A setup that is made directly has the meshes of `mesh_context`, or settings for
@@ -223,6 +224,14 @@ class DistributedSetup:
     def moe_mesh(self) -> DeviceMesh | None:
         """The expert mesh; `None` without expert parallelism."""
         return self.mesh_context.moe_mesh
+
+    def root_mesh(self) -> DeviceMesh:
+        """Return the root mesh, as `MeshContext.root_mesh` does."""
+        return self.mesh_context.root_mesh()
+
+    def expert_mesh(self) -> DeviceMesh:
+        """Return the expert mesh, as `MeshContext.expert_mesh` does."""
+        return self.mesh_context.expert_mesh()
 
     def close(self) -> None:
         """Destroy the process groups that `build` made, and no others; see `MeshContext.close`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,10 @@ from automodel_mesh import compat, strategy_configs
 from automodel_mesh.build import Meshes, build_meshes
 from automodel_mesh.checks import timeout_of_minutes
 from automodel_mesh.compat.compiled import constant_when_compiled
+from automodel_mesh.errors import MeshArgumentError, RankNotInMeshError
+from automodel_mesh.lookups import MeshLookups
 from automodel_mesh.nemo import old_names
+from automodel_mesh.topology.axis_names import MeshAxisName
 from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import STRATEGIES, fully_shard_strategy, strategy_for
 
@@ -29,33 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
 
 
-class MeshAxisName(str, enum.Enum):
-    """The names of mesh axes; each compares, hashes and prints as the plain string."""
-
-    PP = "pp"
-    DP = "dp"
-    DP_REPLICATE = "dp_replicate"
-    DP_SHARD = "dp_shard"
-    DP_SHARD_CP = "dp_shard_cp"
-    DP_CP = "dp_cp"
-    CP = "cp"
-    TP = "tp"
-    EP = "ep"
-    EP_SHARD = "ep_shard"
-
-    # Without these an enum prints its own name, and f"{MeshAxisName.TP}_group" would differ between Pythons.
-    def __str__(self) -> str:
-        return str.__str__(self)
-
-    def __format__(self, format_spec: str) -> str:
-        return str.__format__(self, format_spec)
-
-
 _VALID_AXIS_NAMES: frozenset[str] = frozenset(MeshAxisName)
 
 
 @dataclass
-class MeshContext:
+class MeshContext(MeshLookups):
     """The device meshes of a model, and what follows from them.
 
     Sizes are read from the axes of these names; without such an axis they are 1, `dp_size` and `dp_replicate_size`
@@ -190,6 +170,38 @@ class MeshContext:
     def dp_shard_size(self) -> int:
         """Ranks that a replica is sharded over, without context parallelism (default 1)."""
         return self._size(self.device_mesh, MeshAxisName.DP_SHARD) or 1
+
+    def root_mesh(self) -> DeviceMesh:
+        """Return the root mesh, `device_mesh`, on a rank outside of it too.
+
+        Raises:
+            ValueError: there is none: the strategy uses none, as DDP, or none was built or given.
+        """
+        if self.device_mesh is None:
+            remedy = "build one with MeshContext.build or DistributedSetup.build, or give one as device_mesh"
+            if self.process_group is not None or self._built is not None:
+                remedy = "its strategy, as DDP, uses one process group without a mesh: take process_group"
+            raise MeshArgumentError(f"this {type(self).__name__} has no device mesh: {remedy}")
+        return self.device_mesh
+
+    def expert_mesh(self) -> DeviceMesh:
+        """Return the expert mesh, `moe_mesh`: (ep_shard, ep).
+
+        Raises:
+            ValueError: there is none, or no mesh at all.
+            RankNotInMeshError: this rank is outside the root mesh.
+        """
+        if self.moe_mesh is not None:
+            return self.moe_mesh
+        if compat.get_coordinate(self.root_mesh()) is None:
+            raise RankNotInMeshError(
+                f"this rank is outside of the meshes of this {type(self).__name__}, so it has no expert mesh: ask on "
+                "the ranks of the model only"
+            )
+        raise MeshArgumentError(
+            f"this {type(self).__name__} has no expert mesh: build it with ParallelismSizes(ep_size=2) or more, or "
+            "give one as moe_mesh"
+        )
 
     def axis_size(self, axis: str) -> int | None:
         """Return the size of any axis of the meshes, on a rank outside of the model too; `None` without such an axis.

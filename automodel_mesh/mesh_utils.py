@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from automodel_mesh import compat
@@ -40,7 +41,7 @@ def get_flat_mesh(device_mesh: DeviceMesh, name: str) -> DeviceMesh:
 
 
 @constant_when_compiled
-def get_submesh(device_mesh: DeviceMesh, names: tuple[str, ...]) -> DeviceMesh:
+def get_submesh(device_mesh: DeviceMesh, names: Sequence[str]) -> DeviceMesh:
     """Return the mesh of some axes, native and flattened ones mixed. This never makes a process group.
 
     Args:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from automodel_mesh import compat
 from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
 from automodel_mesh.checks import check_size
-from automodel_mesh.mesh import MeshAxisName
 from automodel_mesh.strategy_configs import FSDP2Config, MegatronFSDPConfig
+from automodel_mesh.topology.axis_names import MeshAxisName
 from automodel_mesh.topology.grid import Topology
 from automodel_mesh.topology.sizes import ParallelismSizes, infer_dp_size
 from automodel_mesh.topology.strategies import StrategyConfig, plan_topologies, strategy_for
