@@ -211,11 +211,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=TOOLS_PYTHON)
 def typing(session: nox.Session) -> None:
-    """Check types with mypy (strict) and pyright, against the newest torch."""
+    """Check types with mypy (strict) and pyright, against the newest torch, and those of a user's programs."""
     with environment(session):
         install(session, "bench,tests", ROWS[NEWEST].torch, *tools("mypy", "pyright", "types-psutil"))
         session.run("mypy")
         session.run("pyright")
+        session.run("pytest", "tests/test_typing.py")
 
 
 @nox.session(python=TOOLS_PYTHON)

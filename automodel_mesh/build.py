@@ -11,15 +11,16 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.checks import checked_names
+from automodel_mesh.checks import checked_names, is_list, nearest, shown
 from automodel_mesh.compat.agreement import operation
 from automodel_mesh.compat.groups import DEFAULT_SPEC, GroupSpec
-from automodel_mesh.compat.requests import group_spec
+from automodel_mesh.compat.requests import checked_override, group_spec
+from automodel_mesh.errors import UnknownAxisError
 from automodel_mesh.topology.records import EXPERT_MESH_AXES
 from automodel_mesh.topology.strategies import plan_topologies, strategy_named
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
     from torch.distributed.device_mesh import DeviceMesh
@@ -47,7 +48,7 @@ def build_meshes(
     ranks: Sequence[int] | None = None,
     timeout: timedelta | None = None,
     backend_override: Mapping[str, Any] | None = None,
-    separate_groups: Collection[str] = (),
+    separate_groups: Sequence[str] | None = None,
     device_type: str | None = None,
 ) -> Meshes:
     """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
@@ -101,16 +102,18 @@ def _plan(  # noqa: PLR0917 - the arguments of `build_meshes` that need a check
     world_size: int | None,
     ranks: Sequence[int] | None,
     backend_override: Mapping[str, Any] | None,
-    separate_groups: Collection[str],
+    separate_groups: Sequence[str] | None,
 ) -> tuple[Topologies, dict[str, GroupSpec]]:
     """Return the axes to build, and what is asked of the process groups of some of them."""
     plan = plan_topologies(strategy, sizes, resolve_world_size(world_size), ranks=ranks)
     known = [axis for topology in plan if topology is not None for axis in topology.all_axes]
-    separate = checked_names("separate_groups", separate_groups) if separate_groups else ()
-    specs = {axis: group_spec(choice) for axis, choice in (backend_override or {}).items()}
+    none = separate_groups is None or (is_list(separate_groups) and not separate_groups)
+    separate = () if none else checked_names("separate_groups", separate_groups)
+    specs = {axis: group_spec(choice) for axis, choice in checked_override(backend_override).items()}
     for argument, names in (("backend_override", [*specs]), ("separate_groups", separate)):
         if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"{argument} names {unknown}, which are not axes of this mesh: it has {known}.")
+            named = ", ".join(f"{shown(name)}{nearest(name, known)}" for name in unknown)
+            raise UnknownAxisError(f"{argument} names {named}, but the axes of this mesh are {known}")
     for axis in separate:
         specs[axis] = specs.get(axis, DEFAULT_SPEC)._replace(owner=axis)
     return plan, specs

@@ -19,7 +19,7 @@ from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import STRATEGIES, fully_shard_strategy, strategy_for
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from torch.distributed import ProcessGroup
@@ -68,7 +68,7 @@ class MeshContext(MeshLookups):
         timeout_minutes: float | None = None,
         ranks: Sequence[int] | None = None,
         backend_override: Mapping[str, Any] | None = None,
-        separate_groups: Collection[str] = (),
+        separate_groups: Sequence[str] | None = None,
     ) -> Self:
         """Build the meshes of a strategy. Called on every rank of the world, with the same arguments.
 
@@ -94,7 +94,7 @@ class MeshContext(MeshLookups):
         strategy = strategy_for(strategy_config)
         meshes = build_meshes(
             strategy,
-            parallelism_sizes or ParallelismSizes(),
+            ParallelismSizes() if parallelism_sizes is None else parallelism_sizes,
             world_size,
             ranks=ranks,
             timeout=timeout,

@@ -88,13 +88,7 @@ def group_specs(
     """Read `backend_override`, keyed by index or name, as one spec for each axis; the mapping is not changed."""
     specs = [DEFAULT_SPEC] * count
     chosen: set[int] = set()
-    given: Mapping[object, BackendChoice] = cast("Any", {} if override is None else override)
-    if not isinstance(cast("object", given), Mapping):
-        raise MeshTypeError(
-            f"backend_override={shown(given)} is of type {type(given).__name__}: give a dict from axes to backends, "
-            "or None"
-        )
-    for key, choice in given.items():
+    for key, choice in checked_override(override).items():
         index = names.index(key) if isinstance(key, str) and names and key in names else key
         if not is_int(index) or not 0 <= index < count:
             raise UnknownAxisError(
@@ -107,6 +101,17 @@ def group_specs(
         chosen.add(index)
         specs[index] = group_spec(choice)
     return specs
+
+
+def checked_override(override: Mapping[Any, BackendChoice] | None) -> Mapping[Any, BackendChoice]:
+    """Return `backend_override`, which must be a mapping or `None`; empty for `None`."""
+    given: object = {} if override is None else override
+    if not isinstance(given, Mapping):
+        raise MeshTypeError(
+            f"backend_override={shown(given)} is of type {type(given).__name__}: give a dict from axes to backends, "
+            "or None"
+        )
+    return cast("Mapping[Any, BackendChoice]", given)
 
 
 def group_spec(choice: BackendChoice | None) -> GroupSpec:

@@ -11,8 +11,8 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
-from automodel_mesh.checks import check_size, checked_ranks, shown_ranks
-from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.checks import check_size, checked_ranks, shown, shown_ranks
+from automodel_mesh.errors import MeshArgumentError, MeshTypeError
 from automodel_mesh.topology.grid import Topology
 from automodel_mesh.topology.records import EXPERT_MESH_AXES, Strategy
 from automodel_mesh.topology.sizes import ParallelismSizes, divisors, equation, infer_dp_size, one_of
@@ -261,6 +261,11 @@ def _or_use(others: Sequence[Strategy]) -> str:
 
 def _read_sizes(strategy: Strategy, sizes: object) -> dict[str, tuple[int | None, bool]]:
     """Return the checked value of each size, and whether it can be `None`: the strategy's fields, then other fields."""
+    if not any(hasattr(sizes, size.name) for size in fields(strategy.sizes)):
+        raise MeshTypeError(
+            f"sizes={shown(sizes)} is of type {type(sizes).__name__}: give {strategy.sizes.__name__}, such as "
+            f"{strategy.sizes.__name__}(dp_size=2)"
+        )
     known = [*fields(strategy.sizes), *(fields(sizes) if isinstance(sizes, ParallelismSizes) else ())]
     found: dict[str, tuple[int | None, bool]] = {}
     for size in known:
