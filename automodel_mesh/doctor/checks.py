@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.doctor.world import (
     World,
     coordinate_of,
@@ -69,7 +70,7 @@ def unnamed_mesh(world: World) -> None:
     """A mesh without axis names has the right groups by index, and raises where a name is needed."""
     mesh = compat.init_device_mesh("cpu", world.shape)
     require_axes(mesh, world.rank, world.shape, ((0,), (1,), (2,)))
-    require(mesh.mesh_dim_names is None, f"{mesh} was given names")
+    require(mesh.mesh_dim_names is None, f"{shown_mesh(mesh)} was given names")
     require_error(UnnamedMeshError, "names", lambda: compat.slice_mesh(mesh, "dp"))
     require_error(UnnamedMeshError, "names", lambda: compat.flatten(mesh, "flat"))
 
@@ -81,8 +82,8 @@ def default_group(world: World) -> None:
         line = compat.init_device_mesh("cpu", (world.size,), mesh_dim_names=("all",))
         flat = compat.flatten(root, "flat")
     for mesh in (line, flat):
-        require_equal(f"the ranks of {mesh}", ranks_of(mesh), list(range(world.size)))
-        require(compat.get_group(mesh) is dist.group.WORLD, f"{mesh} has another group than the default one")
+        require_equal(f"the ranks of {shown_mesh(mesh)}", ranks_of(mesh), list(range(world.size)))
+        require(compat.get_group(mesh) is dist.group.WORLD, f"{shown_mesh(mesh)} has not the default group")
 
 
 def singletons(world: World) -> None:
@@ -110,8 +111,8 @@ def flatten_noncontiguous(world: World) -> None:
 
 
 def _require_found_by_name(mesh: DeviceMesh, name: str, flat: DeviceMesh) -> None:
-    require(compat.slice_mesh(mesh, name) is flat, f"{mesh} gives another mesh for {name}")
-    require(compat.get_group(mesh, name) is compat.get_group(flat), f"{mesh} has another group for {name}")
+    require(compat.slice_mesh(mesh, name) is flat, f"{shown_mesh(mesh)} gives another mesh for {name}")
+    require(compat.get_group(mesh, name) is compat.get_group(flat), f"{shown_mesh(mesh)} has another group for {name}")
 
 
 def same_object(world: World) -> None:
@@ -202,10 +203,10 @@ def backend_override(world: World) -> None:
     require_axes(split, world.rank, (*world.shape[:1], 1, *world.shape[1:]), ((0,), (1,), (2,), (3,)))
     for mesh, name in ((root, "dp"), (flat, "flat"), (split, "a")):
         found = dist.get_backend_config(compat.get_group(mesh, name))
-        require_equal(f"the backend of axis {name} of {mesh}", found, chosen)
+        require_equal(f"the backend of axis {name} of {shown_mesh(mesh)}", found, chosen)
     for mesh, name in ((root, "pp"), (root, "tp"), (split, "b")):
         found = dist.get_backend_config(compat.get_group(mesh, name))
-        require_equal(f"the backend of axis {name} of {mesh}", found, dist.get_backend_config())
+        require_equal(f"the backend of axis {name} of {shown_mesh(mesh)}", found, dist.get_backend_config())
 
 
 def refusals(world: World) -> None:
@@ -289,7 +290,7 @@ def second_thread(world: World) -> None:
 
     def in_another_thread() -> None:
         for mesh in (stage, pp_tp, compat.slice_mesh(stage, "dp")):
-            require(compat.get_root_mesh(mesh) is world.root, f"{mesh} has another root in a second thread")
+            require(compat.get_root_mesh(mesh) is world.root, f"{shown_mesh(mesh)} has another root in a second thread")
         require(compat.slice_mesh(stage, "pp_tp") is pp_tp, "pp_tp is another mesh in a second thread")
         world.require_axes(pp_tp, "pp_tp")
 

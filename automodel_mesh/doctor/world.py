@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
+from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.compat.worlds import live_process_groups
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class World:
         """
         parts = [[self.names.index(part) for part in name.split("_")] for name in names]
         require_axes(mesh, self.rank, self.shape, parts)
-        require_equal(f"the names of {mesh}", mesh.mesh_dim_names, names)
-        require(compat.get_root_mesh(mesh) is self.root, f"the root of {mesh} is not the mesh it was derived from")
+        require_equal(f"the names of {shown_mesh(mesh)}", mesh.mesh_dim_names, names)
+        require(compat.get_root_mesh(mesh) is self.root, f"{shown_mesh(mesh)} has another root")
 
     def require_sum(self, mesh: DeviceMesh) -> None:
         """Require that an all_reduce over a 1-D mesh adds up one contribution of each of its ranks, and no other."""
@@ -71,7 +72,7 @@ class World:
         dist.all_reduce(counts, group=compat.get_group(mesh))
         shown = set(mesh.mesh.tolist())
         expected = [int(rank in shown) for rank in range(self.size)]
-        require_equal(f"contributions of each rank to a sum over {mesh}", counts.tolist(), expected)
+        require_equal(f"contributions of each rank to a sum over {shown_mesh(mesh)}", counts.tolist(), expected)
 
 
 # --- expected ranks
@@ -167,17 +168,17 @@ def require_axes(mesh: DeviceMesh, rank: int, shape: Sequence[int], parts: Seque
         shape: the sizes of the axes of its root.
         parts: for each axis of the mesh, the indices of the root's axes that it is made of.
     """
-    require_equal(f"the number of axes of {mesh}", mesh.ndim, len(parts))
+    require_equal(f"the number of axes of {shown_mesh(mesh)}", mesh.ndim, len(parts))
     coordinate = compat.get_coordinate(mesh)
     if coordinate is None:
-        raise ContractBrokenError(f"rank {rank} has no coordinate in {mesh}")
+        raise ContractBrokenError(f"rank {rank} has no coordinate in {shown_mesh(mesh)}")
     for dim, dims in enumerate(parts):
         expected = ranks_along(rank, shape, dims)
         line = tuple(slice(None) if other == dim else coordinate[other] for other in range(mesh.ndim))
-        require_equal(f"the ranks that {mesh} shows along axis {dim}", mesh.mesh[line].tolist(), expected)
-        require_equal(f"the ranks of the group of axis {dim} of {mesh}", ranks_of(mesh, dim), expected)
+        require_equal(f"the ranks that {shown_mesh(mesh)} shows along axis {dim}", mesh.mesh[line].tolist(), expected)
+        require_equal(f"the ranks of the group of axis {dim} of {shown_mesh(mesh)}", ranks_of(mesh, dim), expected)
     all_ranks = ranks_along(rank, shape, {dim for dims in parts for dim in dims})
-    require_equal(f"the ranks of {mesh}", sorted(mesh.mesh.flatten().tolist()), all_ranks)
+    require_equal(f"the ranks of {shown_mesh(mesh)}", sorted(mesh.mesh.flatten().tolist()), all_ranks)
 
 
 def ranks_of(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from automodel_mesh import compat
 from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
 from automodel_mesh.checks import check_size
+from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.strategy_configs import FSDP2Config, MegatronFSDPConfig
 from automodel_mesh.topology.axis_names import MeshAxisName
 from automodel_mesh.topology.grid import Topology
@@ -70,7 +71,9 @@ def _create_moe_mesh(device_mesh: DeviceMesh, ep_shard_size: int, ep_size: int) 
     """Build the mesh (ep_shard, ep) of the ranks of a pipeline stage."""
     mesh = build_moe_mesh(device_mesh, strategy_for(FSDP2Config()).expert_axes, (ep_shard_size, ep_size))
     if mesh is None:
-        raise compat.RankNotInMeshError(f"this rank is not in {device_mesh}, so it has no expert mesh of it")
+        raise compat.RankNotInMeshError(
+            f"this rank is not in {shown_mesh(device_mesh)}, so it has no expert mesh of it"
+        )
     return mesh
 
 

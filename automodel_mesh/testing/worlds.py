@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from automodel_mesh import compat
 from automodel_mesh.compat import worlds
+from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.testing.ranks import run_ranks
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def leak_check(*, reset_registry: bool = False) -> Generator[None, None, None]:
         compat.reset_mesh_registry()
     known = [mesh for reference in meshes_before if (mesh := reference()) is not None]
     # Compared by identity: two meshes over the same ranks are equal.
-    meshes = [repr(mesh) for mesh in worlds.live_meshes() if not any(mesh is old for old in known)]
+    meshes = [shown_mesh(mesh) for mesh in worlds.live_meshes() if not any(mesh is old for old in known)]
     groups = [item for item in worlds.live_process_groups().items() if item not in groups_before]
     if groups or meshes:
         raise LeakError(_leak_message(groups, meshes))
