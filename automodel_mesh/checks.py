@@ -31,6 +31,17 @@ def is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
+def wrong_type(argument: str, value: object, wanted: str) -> MeshTypeError:
+    """Return the error that a value has the wrong type.
+
+    Args:
+        argument: what the value is called in the message.
+        value: the value.
+        wanted: what to give instead.
+    """
+    return MeshTypeError(f"{argument}={shown(value)} is of type {type(value).__name__}: give {wanted}")
+
+
 def listed(argument: str, value: object, wanted: str) -> Sequence[object]:
     """Return a value that must be a sequence of at least one item.
 
@@ -44,7 +55,7 @@ def listed(argument: str, value: object, wanted: str) -> Sequence[object]:
         ValueError: the sequence is empty.
     """
     if not is_list(value):
-        raise MeshTypeError(f"{argument}={shown(value)} is of type {type(value).__name__}: give {wanted}")
+        raise wrong_type(argument, value, wanted)
     if not value:
         raise MeshArgumentError(f"{argument} is empty: give {wanted}")
     return value
@@ -67,7 +78,7 @@ def check_size(name: str, value: object, *, optional: bool = False, wanted: str 
         return
     wanted = wanted or "an int of at least 1" + (", or None" if optional else "")
     if not is_int(value):
-        raise MeshTypeError(f"{name}={shown(value)} is of type {type(value).__name__}: give {wanted}")
+        raise wrong_type(name, value, wanted)
     if value < 1:
         raise MeshArgumentError(f"{name}={value} is less than 1: give {wanted}")
 
@@ -125,7 +136,7 @@ def checked_name(argument: str, name: object) -> str:
         ValueError: the string is empty.
     """
     if not isinstance(name, str):
-        raise MeshTypeError(f"{argument}={shown(name)} is of type {type(name).__name__}: give a name, as a string")
+        raise wrong_type(argument, name, "a name, as a string")
     if not name:
         raise MeshArgumentError(f"{argument} is an empty string: give a name")
     return str.__str__(name)
@@ -169,9 +180,7 @@ def check_timeout(argument: str, timeout: object) -> None:
     if timeout is None:
         return
     if not isinstance(timeout, timedelta):
-        raise MeshTypeError(
-            f"{argument}={shown(timeout)} is of type {type(timeout).__name__}: give a datetime.timedelta, or None"
-        )
+        raise wrong_type(argument, timeout, "a datetime.timedelta, or None")
     if not _SHORTEST_TIMEOUT <= timeout <= _LONGEST_TIMEOUT:
         raise MeshArgumentError(
             f"{argument}={timeout} cannot be waited for: give from a millisecond to {_LONGEST_TIMEOUT.days} days, "
@@ -193,7 +202,7 @@ def timeout_of_minutes(argument: str, minutes: object) -> timedelta | None:
     if minutes is None:
         return None
     if isinstance(minutes, bool) or not isinstance(minutes, Real):
-        raise MeshTypeError(f"{argument}={shown(minutes)} is of type {type(minutes).__name__}: give a number, or None")
+        raise wrong_type(argument, minutes, "a number, or None")
     try:
         timeout = timedelta(minutes=float(minutes))
         check_timeout(argument, timeout)
@@ -254,7 +263,8 @@ def shown(value: object) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known name that is nearest to a mistyped one, else an empty string."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    choices = list(known)
+    close = difflib.get_close_matches(str(name), choices, n=1) or [x for x in choices if x.startswith(f"{name}_")]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -263,7 +273,7 @@ def _ascending(ranks: Sequence[object]) -> tuple[int, ...]:
     seen: list[int] = []
     for index, rank in enumerate(ranks):
         if not is_int(rank):
-            raise MeshTypeError(f"ranks[{index}]={shown(rank)} is of type {type(rank).__name__}: give ints")
+            raise wrong_type(f"ranks[{index}]", rank, "ints")
         if seen and rank <= seen[-1]:
             fault = "repeats" if rank == seen[-1] else "is less than"
             raise MeshArgumentError(

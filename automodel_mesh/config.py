@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.build import resolve_world_size
-from automodel_mesh.checks import is_int
+from automodel_mesh.checks import is_int, wrong_type
 from automodel_mesh.dtypes import check_dtype
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.fields import as_dict, brief, check_flags, check_positive, from_dict, one_of_names
+from automodel_mesh.keywords import suggest_keywords
 from automodel_mesh.lookups import MeshLookups
 from automodel_mesh.mesh import MeshContext
 from automodel_mesh.pipelining.config import PipelineConfig
@@ -63,6 +65,7 @@ __all__ = [
 ]
 
 
+@suggest_keywords
 @dataclass(frozen=True)
 class MoEParallelizerConfig:
     """How a model with experts is sharded and checkpointed.
@@ -97,6 +100,7 @@ class MoEParallelizerConfig:
         return as_dict(self)
 
 
+@suggest_keywords
 @dataclass(frozen=True, kw_only=True)
 class DistributedSetup(MeshLookups):
     """The meshes of a model and the settings for it, in one object to pass to a loader.
@@ -139,6 +143,7 @@ class DistributedSetup(MeshLookups):
         object.__setattr__(self, "activation_checkpointing", mode)
 
     @classmethod
+    @suggest_keywords
     def build(  # noqa: PLR0917 - six arguments can be given by position, as in NeMo AutoModel
         cls,
         strategy: str | StrategyConfig = "fsdp2",
@@ -255,9 +260,7 @@ def _coerce(kind: type[_Config], argument: str, value: object) -> _Config | None
         return value
     if isinstance(value, Mapping):
         return from_dict(kind, argument, value)
-    raise TypeError(
-        f"{argument}={value!r} is of type {type(value).__name__}: give a {kind.__name__}, a dict of its fields, or None"
-    )
+    raise wrong_type(argument, value, f"a {kind.__name__}, a dict of its fields, or None")
 
 
 def _coerce_strategy(strategy: str | StrategyConfig) -> StrategyConfig:
@@ -272,14 +275,12 @@ def _coerce_strategy(strategy: str | StrategyConfig) -> StrategyConfig:
 def _check_strategy(argument: str, value: object, hint: str) -> None:
     if find_strategy(value) is None:
         classes = ", ".join(strategy.config_name for strategy in STRATEGIES.values())
-        raise TypeError(
-            f"{argument}={value!r} is of type {type(value).__name__}: give an instance of one of {classes}{hint}"
-        )
+        raise wrong_type(argument, value, f"an instance of one of {classes}{hint}")
 
 
 def _check_type(argument: str, value: object, kind: type, hint: str = "") -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{argument}={value!r} is of type {type(value).__name__}: give a {kind.__name__}{hint}")
+        raise wrong_type(argument, value, f"a {kind.__name__}{hint}")
 
 
 def _check_types(setup: DistributedSetup) -> None:
@@ -299,7 +300,7 @@ def _check_world_size(world_size: object) -> None:
     """Refuse more ranks than the world has, before the default process group is made from a launcher's variables."""
     known = dist.is_initialized() or "WORLD_SIZE" in os.environ
     if is_int(world_size) and known and world_size > resolve_world_size():
-        raise ValueError(
+        raise MeshArgumentError(
             f"world_size={world_size}, but there are {resolve_world_size()} ranks: give that number or less, or None "
             "to have it found, or start more ranks"
         )
@@ -316,7 +317,7 @@ def _sizes_of(setup: DistributedSetup, strategy: Strategy | None) -> Parallelism
     for name, size in built.items():
         value = getattr(setup.parallelism_sizes, name, None)
         if value is not None and value != size:
-            raise ValueError(
+            raise MeshArgumentError(
                 f"parallelism_sizes.{name}={value}, but the meshes of mesh_context have {name}={size}: give the sizes "
                 "that the meshes were built with, or None"
             )
@@ -346,7 +347,7 @@ def _check_needed(
     if strategy is not None and not strategy.supports(size_name):
         other = next(other.name for other in STRATEGIES.values() if other.supports(size_name))
         remedy = f"strategy {other!r} ({strategy.name} supports no {size_name} above 1) with {remedy}"
-    raise ValueError(
+    raise MeshArgumentError(
         f"{name}={brief(value)} needs {size_name} > 1, but {size_name}={size}: give {remedy}, or {name}=None"
     )
 
@@ -366,7 +367,7 @@ def _resolve_checkpointing(
     mode = resolve_activation_checkpointing(value, strategy)
     own = resolve_activation_checkpointing(getattr(config, "activation_checkpointing", False), strategy)
     if mode and own and mode != own:
-        raise ValueError(
+        raise MeshArgumentError(
             f"activation_checkpointing={value!r}, but {type(config).__name__} has activation_checkpointing={own!r}: "
             "give it in one place, or the same in both"
         )

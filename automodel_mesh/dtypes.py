@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from automodel_mesh.checks import wrong_type
+from automodel_mesh.errors import MeshArgumentError
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -26,11 +29,11 @@ def check_dtype(config: DataclassInstance, name: str) -> None:
     value = getattr(config, name)
     if value is None or isinstance(value, torch.dtype):
         return
-    wanted = 'give a torch.dtype, its name, such as "bfloat16", or None'
+    wanted = 'a torch.dtype, its name, such as "bfloat16", or None'
     if not isinstance(value, str):
-        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: {wanted}")
+        raise wrong_type(name, value, wanted)
     if not _names_dtype(value):
-        raise ValueError(f"{name}={value!r} is no dtype of torch: {wanted}")
+        raise MeshArgumentError(f"{name}={value!r} is no dtype of torch: give {wanted}")
 
 
 def _names_dtype(name: str) -> bool:

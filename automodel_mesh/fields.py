@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from automodel_mesh.checks import check_each_name, check_size, listed, nearest
+from automodel_mesh.checks import check_each_name, check_size, listed, nearest, shown, wrong_type
+from automodel_mesh.errors import MeshArgumentError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,7 +42,7 @@ def check_flags(config: DataclassInstance, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, bool):
-            raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give True or False")
+            raise wrong_type(name, value, "True or False")
 
 
 def check_at_least_one(config: DataclassInstance, *names: str, optional: bool = False) -> None:
@@ -73,13 +74,13 @@ def check_positive(name: str, value: object, unit: str, *, default: str) -> None
         TypeError: The value is not a number, or is a bool.
         ValueError: The number is not above 0, or not finite.
     """
-    wanted = f"give a number of {unit} above 0, or None for {default}"
+    wanted = f"a number of {unit} above 0, or None for {default}"
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: {wanted}")
+        raise wrong_type(name, value, wanted)
     if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value} is not above 0 and finite: {wanted}")
+        raise MeshArgumentError(f"{name}={value} is not above 0 and finite: give {wanted}")
 
 
 def check_choice(config: DataclassInstance, name: str, choices: Iterable[object]) -> None:
@@ -98,9 +99,9 @@ def check_choice(config: DataclassInstance, name: str, choices: Iterable[object]
     choices = list(choices)
     if any(type(value) is type(choice) and value == choice for choice in choices):
         return
-    known_type = any(type(value) is type(choice) for choice in choices)
-    fault = "is not known" if known_type else f"is of type {type(value).__name__}"
-    raise (ValueError if known_type else TypeError)(f"{name}={value!r} {fault}: give one of {one_of_names(choices)}")
+    if not any(type(value) is type(choice) for choice in choices):
+        raise wrong_type(name, value, f"one of {one_of_names(choices)}")
+    raise MeshArgumentError(f"{name}={shown(value)} is not known: give one of {one_of_names(choices)}")
 
 
 def check_names(config: DataclassInstance, name: str) -> None:
@@ -154,8 +155,8 @@ def brief(config: DataclassInstance) -> str:
     Returns:
         The text, such as `PipelineConfig(pp_schedule='gpipe')`.
     """
-    shown = (f"{item.name}={getattr(config, item.name)!r}" for item in fields(config) if _is_set(config, item))
-    return f"{type(config).__name__}({', '.join(shown)})"
+    told = (f"{item.name}={shown(getattr(config, item.name))}" for item in fields(config) if _is_set(config, item))
+    return f"{type(config).__name__}({', '.join(told)})"
 
 
 def _is_set(config: DataclassInstance, item: Field[Any]) -> bool:
@@ -181,8 +182,10 @@ def from_dict(kind: type[_Config], argument: str, values: Mapping[Any, Any]) -> 
     known = [field.name for field in fields(kind)]
     unknown = [key for key in values if key not in known]
     if unknown:
-        found = "; ".join(f"{key!r}{nearest(key, known)}" for key in unknown)
-        raise ValueError(f"{argument} has keys that {kind.__name__} has not: {found}. Its keys are {', '.join(known)}.")
+        found = "; ".join(f"{shown(key)}{nearest(key, known)}" for key in unknown)
+        raise MeshArgumentError(
+            f"{argument} has keys that {kind.__name__} has not: {found}. Its keys are {', '.join(known)}."
+        )
     return kind(**values)
 
 

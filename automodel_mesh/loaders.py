@@ -28,7 +28,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.checks import wrong_type
+from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.config import DistributedSetup
+from automodel_mesh.errors import MeshArgumentError, MeshTypeError
 from automodel_mesh.topology.sizes import ParallelismSizes
 
 if TYPE_CHECKING:
@@ -77,8 +80,8 @@ def resolve_distributed_setup(
     if device_mesh is None:
         return distributed_setup, kwargs
     if distributed_setup is not None:
-        raise ValueError(
-            f"both distributed_setup={distributed_setup!r} and device_mesh={device_mesh!r} are given: give one of "
+        raise MeshArgumentError(
+            f"both distributed_setup= and device_mesh={shown_mesh(device_mesh)} are given: give one of "
             "them, distributed_setup where there are policies, device_mesh for a topology alone"
         )
     return DistributedSetup.from_device_mesh(device_mesh), kwargs
@@ -104,7 +107,7 @@ def accepts_distributed_setup(loader: _Loader) -> _Loader:
     if isinstance(loader, (classmethod, staticmethod)):
         return cast("_Loader", type(loader)(accepts_distributed_setup(loader.__func__)))
     if not callable(loader):
-        raise TypeError(f"loader={loader!r} is of type {type(loader).__name__}: give a function or a classmethod")
+        raise wrong_type("loader", loader, "a function or a classmethod")
     function: Callable[..., Any] = loader
     signature = _extended_signature(function)
 
@@ -123,7 +126,7 @@ def _refuse_retired(kwargs: Mapping[str, Any]) -> None:
     if not found:
         return
     moved = "".join(f"\n  {name}: {RETIRED_KEYWORDS[name].format(value=_shown(kwargs[name]))}" for name in found)
-    raise TypeError(
+    raise MeshTypeError(
         f"{', '.join(found)}: a loader takes no such keyword any more. Pass distributed_setup=DistributedSetup.build("
         f"...), to which each has moved:{moved}"
     )
@@ -141,7 +144,7 @@ def _check_type(name: str, value: object, kind: type) -> None:
     keywords = {DistributedSetup: "distributed_setup", DeviceMesh: "device_mesh"}
     other = next((keyword for known, keyword in keywords.items() if isinstance(value, known)), None)
     hint = "" if other is None else f"; what was given belongs into {other}="
-    raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give a {kind.__name__} or None{hint}")
+    raise wrong_type(name, value, f"a {kind.__name__} or None{hint}")
 
 
 def _extended_signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -150,14 +153,14 @@ def _extended_signature(function: Callable[..., Any]) -> inspect.Signature:
     parameters = dict(signature.parameters)
     retired = [name for name in ("device_mesh", *RETIRED_KEYWORDS) if name in parameters]
     if retired:
-        raise TypeError(
+        raise MeshTypeError(
             f"{function.__qualname__} has the parameters {retired}, which it would never get: take them out, "
             "distributed_setup has what they meant"
         )
     rest = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
     own = parameters.pop("distributed_setup", None)
     if (own is None and not rest) or (own is not None and own.kind is not own.KEYWORD_ONLY):
-        raise TypeError(
+        raise MeshTypeError(
             f"{function.__qualname__}{signature} takes no distributed_setup by keyword alone: give it the parameter "
             "`*, distributed_setup: DistributedSetup | None = None`"
         )

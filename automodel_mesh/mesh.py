@@ -12,6 +12,7 @@ from automodel_mesh.build import Meshes, build_meshes
 from automodel_mesh.checks import timeout_of_minutes
 from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.errors import MeshArgumentError, RankNotInMeshError
+from automodel_mesh.keywords import suggest_keywords
 from automodel_mesh.lookups import MeshLookups
 from automodel_mesh.nemo import old_names
 from automodel_mesh.topology.axis_names import MeshAxisName
@@ -34,6 +35,7 @@ __all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
 _VALID_AXIS_NAMES: frozenset[str] = frozenset(MeshAxisName)
 
 
+@suggest_keywords
 @dataclass
 class MeshContext(MeshLookups):
     """The device meshes of a model, and what follows from them.
@@ -59,6 +61,7 @@ class MeshContext(MeshLookups):
         _validate_mesh_axis_names(self)
 
     @classmethod
+    @suggest_keywords
     def build(
         cls,
         strategy_config: StrategyConfig,
@@ -314,7 +317,7 @@ def _validate_mesh_axis_names(mesh_context: MeshContext) -> None:
         names = mesh.mesh_dim_names or ()
         unknown = [name for name in names if name not in known]
         if unknown or not names:
-            raise ValueError(
+            raise MeshArgumentError(
                 f"{which} has the axes {list(names)}, and {unknown or 'a mesh without names'} is not known here: name "
                 f"its axes from {sorted(map(str, known))}, or register a strategy with these axes."
             )

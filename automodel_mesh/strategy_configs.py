@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
-from automodel_mesh.checks import is_int
+from automodel_mesh.checks import is_int, wrong_type
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.fields import as_dict, check_choice, check_flags, check_names, check_positive, one_of_names
+from automodel_mesh.keywords import suggest_keywords
 from automodel_mesh.topology.strategies import STRATEGIES, Strategy, check_supported_option, strategy_for
 
 if TYPE_CHECKING:
@@ -47,11 +49,9 @@ def resolve_activation_checkpointing(value: object, strategy: Strategy | None = 
     """
     modes = (False, True, "full", "selective")
     if not isinstance(value, (bool, str)):
-        raise TypeError(
-            f"activation_checkpointing={value!r} is of type {type(value).__name__}: give one of {one_of_names(modes)}"
-        )
+        raise wrong_type("activation_checkpointing", value, f"one of {one_of_names(modes)}")
     if value not in modes:
-        raise ValueError(f"activation_checkpointing={value!r} is not known: give one of {one_of_names(modes)}")
+        raise MeshArgumentError(f"activation_checkpointing={value!r} is not known: give one of {one_of_names(modes)}")
     if strategy is not None:
         name = "activation_checkpointing"
         remedy = f"one of {one_of_names(mode for mode in modes if strategy.accepts(name, mode))}"
@@ -59,6 +59,7 @@ def resolve_activation_checkpointing(value: object, strategy: Strategy | None = 
     return "selective" if value == "selective" else bool(value)
 
 
+@suggest_keywords
 @dataclass(frozen=True)
 class FSDP2Config:
     """Fully sharded data parallelism by torch's `fully_shard`, with any mix of the other axes.
@@ -112,6 +113,7 @@ class FSDP2Config:
 _ZERO_STRATEGIES: Final = ("no_shard", "optim", "optim_grads", "optim_grads_params")
 
 
+@suggest_keywords
 @dataclass(frozen=True)
 class MegatronFSDPConfig:
     """Megatron-FSDP: one data parallel axis, with context and tensor parallelism.
@@ -194,6 +196,7 @@ class MegatronFSDPConfig:
         return as_dict(self)
 
 
+@suggest_keywords
 @dataclass(frozen=True)
 class DDPConfig:
     """`DistributedDataParallel`: every rank holds the whole model.
@@ -268,23 +271,23 @@ def _settle_activation_checkpointing(config: DistributedStrategyConfig) -> None:
 
 
 def _check_tp_plan(value: object) -> None:
-    wanted = "give the name of a plan, a dict from module names to parallel styles, or None for the model's own plan"
+    wanted = "the name of a plan, a dict from module names to parallel styles, or None for the model's own plan"
     if value is None:
         return
     if not isinstance(value, (str, Mapping)):
-        raise TypeError(f"tp_plan={value!r} is of type {type(value).__name__}: {wanted}")
+        raise wrong_type("tp_plan", value, wanted)
     if not value:
-        raise ValueError(f"tp_plan={value!r} is empty: {wanted}")
+        raise MeshArgumentError(f"tp_plan={value!r} is empty: give {wanted}")
     wrong = [] if isinstance(value, str) else [key for key in value if not isinstance(key, str)]
     if wrong:
-        raise TypeError(f"tp_plan has the key {wrong[0]!r} of type {type(wrong[0]).__name__}: {wanted}")
+        raise wrong_type("a key of tp_plan", wrong[0], wanted)
 
 
 def _check_reshard_to(value: object) -> None:
-    wanted = "give True, False, an int of at least 1, or None for torch's own choice"
+    wanted = "True, False, an int of at least 1, or None for torch's own choice"
     if value is None:
         return
     if not is_int(value):
-        raise TypeError(f"reshard_after_forward={value!r} is of type {type(value).__name__}: {wanted}")
+        raise wrong_type("reshard_after_forward", value, wanted)
     if value < 1:
-        raise ValueError(f"reshard_after_forward={value} is less than 1: {wanted}")
+        raise MeshArgumentError(f"reshard_after_forward={value} is less than 1: give {wanted}")

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 from torch._C._distributed_c10d import Backend
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.checks import check_timeout, is_int, nearest, shown
+from automodel_mesh.checks import check_timeout, is_int, nearest, shown, wrong_type
 from automodel_mesh.compat.groups import DEFAULT_SPEC, GroupSpec
 from automodel_mesh.errors import (
     MeshArgumentError,
@@ -105,13 +105,9 @@ def group_specs(
 
 def checked_override(override: Mapping[Any, BackendChoice] | None) -> Mapping[Any, BackendChoice]:
     """Return `backend_override`, which must be a mapping or `None`; empty for `None`."""
-    given: object = {} if override is None else override
-    if not isinstance(given, Mapping):
-        raise MeshTypeError(
-            f"backend_override={shown(given)} is of type {type(given).__name__}: give a dict from axes to backends, "
-            "or None"
-        )
-    return cast("Mapping[Any, BackendChoice]", given)
+    if override is not None and not isinstance(cast("object", override), Mapping):
+        raise wrong_type("backend_override", override, "a dict from axes to backends, or None")
+    return {} if override is None else override
 
 
 def group_spec(choice: BackendChoice | None) -> GroupSpec:

@@ -321,7 +321,7 @@ def test_an_override_for_an_unknown_axis_is_refused(
 ) -> None:
     """The error names the key and the axes there are, and nothing has been made."""
     unknown = [axis for axis in override if axis != "tp" or isinstance(config, DDPConfig)]
-    with fake_world(8), pytest.raises(ValueError, match=rf"backend_override names \['{unknown[0]}'\].*'{known}'"):
+    with fake_world(8), pytest.raises(ValueError, match=rf"backend_override names '{unknown[0]}'.*'{known}'"):
         MeshContext.build(config, backend_override=override)
     assert not calls
 
@@ -558,5 +558,5 @@ def test_separate_groups_are_shared_with_no_other_axis() -> None:
 
 def test_separate_groups_for_an_unknown_axis_are_refused() -> None:
     """A name in `separate_groups` that no axis has is an error that lists the axes."""
-    with fake_world(8), pytest.raises(ValueError, match=r"separate_groups names \['ep'\].*dp_shard_cp"):
+    with fake_world(8), pytest.raises(ValueError, match="separate_groups names 'ep'.*dp_shard_cp"):
         MeshContext.build(FSDP2Config(), separate_groups=("ep",))

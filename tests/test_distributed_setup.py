@@ -205,7 +205,11 @@ def test_bad_arguments_do_not_initialise_torch_distributed(monkeypatch: pytest.M
 HALF = FSDP2Config(activation_checkpointing="selective")
 MFSDP_SEQUENCE = MegatronFSDPConfig(sequence_parallel=True)
 INVALID: list[tuple[Mapping[str, Any], type[Exception], str]] = [
-    ({"strategy": "fsdp3"}, ValueError, r"strategy='fsdp3' is not known: give one of 'fsdp2', 'megatron_fsdp', 'ddp'"),
+    (
+        {"strategy": "fsdp3"},
+        ValueError,
+        r"strategy='fsdp3' is not known .*: give one of 'fsdp2', 'megatron_fsdp'",
+    ),
     (
         {"strategy": None},
         TypeError,

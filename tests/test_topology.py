@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automodel_mesh import checks, errors
+from automodel_mesh import checks, errors, keywords
 from automodel_mesh.checks import check_size, checked_ranks
 from automodel_mesh.topology import CoincidentAxes, Topology, distinct_groups_per_rank, layouts, shared_layouts
 from automodel_mesh.topology import grid as topology_module
@@ -667,7 +667,7 @@ def test_long_choices_are_shortened() -> None:
 @pytest.mark.parametrize("strategy", ["fsdp", "", None, 3])
 def test_an_unknown_strategy_is_refused(strategy: str) -> None:
     """An unknown strategy is refused with the names of the known ones."""
-    with pytest.raises(ValueError, match=r"strategy=.* is not known: give one of 'fsdp2', 'megatron_fsdp', 'ddp'"):
+    with pytest.raises(ValueError, match=r"strategy=.* is not known.*: give one of 'fsdp2', 'megatron_fsdp', 'ddp'"):
         plan_topologies(strategy, ParallelismSizes(), 8)
 
 
@@ -766,7 +766,9 @@ def test_check_functions_return_what_they_checked() -> None:
     check_size("anything", None, optional=True)
 
 
-@pytest.mark.parametrize("module", [checks, errors, layouts, sizes_module, strategies_module, topology_module])
+@pytest.mark.parametrize(
+    "module", [checks, errors, keywords, layouts, sizes_module, strategies_module, topology_module]
+)
 def test_the_modules_need_only_the_standard_library(module: ModuleType) -> None:
     """The modules import only the standard library, and each other."""
     assert module.__file__ is not None
@@ -774,5 +776,5 @@ def test_the_modules_need_only_the_standard_library(module: ModuleType) -> None:
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported = {name for name in imported if not name.startswith("automodel_mesh.topology.")}
-    imported -= {"automodel_mesh.checks", "automodel_mesh.errors"}
+    imported -= {"automodel_mesh.checks", "automodel_mesh.errors", "automodel_mesh.keywords"}
     assert {name.partition(".")[0] for name in imported} <= set(sys.stdlib_module_names)

@@ -9,6 +9,7 @@ from automodel_mesh import compat
 from automodel_mesh.build import build_meshes, build_moe_mesh, default_device_type, register_flattened_axes
 from automodel_mesh.checks import check_size
 from automodel_mesh.compat.requests import shown_mesh
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.strategy_configs import FSDP2Config, MegatronFSDPConfig
 from automodel_mesh.topology.axis_names import MeshAxisName
 from automodel_mesh.topology.grid import Topology
@@ -115,7 +116,7 @@ def _register_flattened_axes(
 def _require_size_one(strategy_name: str, size: int | None, feature_name: str) -> None:
     """Refuse a size above 1 for a feature that a strategy does not support."""
     if _degree(size) != 1:
-        raise ValueError(f"{strategy_name} does not support {feature_name}: its size is {size}; give 1 or None.")
+        raise MeshArgumentError(f"{strategy_name} does not support {feature_name}: its size is {size}; give 1 or None.")
 
 
 def _unflatten_compat(flat_mesh: DeviceMesh, axis: int, sizes: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:

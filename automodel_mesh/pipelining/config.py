@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from automodel_mesh.checks import listed, nearest
+from automodel_mesh.checks import listed, nearest, wrong_type
 from automodel_mesh.dtypes import check_dtype
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.fields import (
     as_dict,
     check_at_least_one,
@@ -17,6 +18,7 @@ from automodel_mesh.fields import (
     check_list_of_names,
     one_of_names,
 )
+from automodel_mesh.keywords import suggest_keywords
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,7 @@ PIPELINE_SCHEDULES: Final = (
 """The names of schedules in `torch.distributed.pipelining`, which ignores case; torch has `DualPipeV` from 2.9 on."""
 
 
+@suggest_keywords
 @dataclass(frozen=True)
 class PipelineConfig:
     """How a model is split into pipeline stages, and by which schedule they run.
@@ -92,7 +95,7 @@ class PipelineConfig:
             _check_schedule(self.pp_schedule)
         check_at_least_one(self, "pp_microbatch_size", "pp_batch_size")
         if self.pp_batch_size % self.pp_microbatch_size:
-            raise ValueError(
+            raise MeshArgumentError(
                 f"pp_batch_size={self.pp_batch_size} is not divisible by pp_microbatch_size="
                 f"{self.pp_microbatch_size}: give a multiple of it"
             )
@@ -109,22 +112,22 @@ class PipelineConfig:
 
 
 def _check_schedule(value: object) -> None:
-    wanted = f"give one of {one_of_names(PIPELINE_SCHEDULES)}, in any case, or pp_schedule_csv"
+    wanted = f"one of {one_of_names(PIPELINE_SCHEDULES)}, in any case, or pp_schedule_csv"
     if not isinstance(value, str):
-        raise TypeError(f"pp_schedule={value!r} is of type {type(value).__name__}: {wanted}")
+        raise wrong_type("pp_schedule", value, wanted)
     known = {name.lower(): name for name in PIPELINE_SCHEDULES}
     if value.lower() not in known:
-        raise ValueError(f"pp_schedule={value!r} is not known{nearest(value.lower(), known)}: {wanted}")
+        raise MeshArgumentError(f"pp_schedule={value!r} is not known{nearest(value.lower(), known)}: give {wanted}")
 
 
 def _check_csv(value: object) -> None:
-    wanted = "give the path of a file, or None"
+    wanted = "the path of a file, or None"
     if value is None:
         return
     if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"pp_schedule_csv={value!r} is of type {type(value).__name__}: {wanted}")
+        raise wrong_type("pp_schedule_csv", value, wanted)
     if not os.fspath(value):
-        raise ValueError(f"pp_schedule_csv={value!r} is empty: {wanted}")
+        raise MeshArgumentError(f"pp_schedule_csv={value!r} is empty: give {wanted}")
 
 
 def _check_parts(value: object) -> None:

@@ -14,8 +14,17 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from automodel_mesh.checks import check_same_length, checked_names, checked_ranks, checked_sizes, is_int, shown_ranks
-from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.checks import (
+    check_same_length,
+    checked_names,
+    checked_ranks,
+    checked_sizes,
+    is_int,
+    nearest,
+    shown_ranks,
+    wrong_type,
+)
+from automodel_mesh.errors import MeshArgumentError, UnknownAxisError
 from automodel_mesh.topology.layouts import Layout, fold, group_at, groups, native_layouts
 
 __all__ = ["CoincidentAxes", "Topology", "distinct_groups_per_rank", "shared_layouts"]
@@ -224,14 +233,14 @@ class Topology:
             return (axis,)
         if axis in self.derived:
             return self.derived[axis]
-        raise KeyError(
-            f"no axis {axis!r} here: the native axes are {', '.join(self.axes)}; "
-            f"the derived axes are {', '.join(self.derived) or 'none'}"
+        raise UnknownAxisError(
+            f"no axis {axis!r} here{nearest(axis, self.all_axes)}: "
+            f"the native axes are {', '.join(self.axes)}; the derived axes are {', '.join(self.derived) or 'none'}"
         )
 
     def _position(self, rank: int) -> int:
         if not is_int(rank):
-            raise TypeError(f"rank={rank!r} is of type {type(rank).__name__}: give a global rank, an int")
+            raise wrong_type("rank", rank, "a global rank, an int")
         if rank not in self:
             shown = shown_ranks(self.ranks)
             raise MeshArgumentError(

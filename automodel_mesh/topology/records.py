@@ -8,7 +8,9 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Final
 
-from automodel_mesh.checks import check_each_name, checked_names, nearest
+from automodel_mesh.checks import check_each_name, checked_names, nearest, wrong_type
+from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.keywords import suggest_keywords
 from automodel_mesh.topology.grid import Topology
 from automodel_mesh.topology.sizes import ParallelismSizes
 
@@ -18,6 +20,7 @@ EXPERT_MESH_AXES: Final = ("ep_shard", "ep")
 """The axes of an expert mesh: parameters of an expert are sharded along the first, experts spread along the second."""
 
 
+@suggest_keywords
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
     """A strategy: its names, the class of its configuration, and the axes of its mesh.
@@ -130,34 +133,36 @@ def _check_config(strategy: Strategy) -> None:
     config: object = strategy.config
     parts = config.split(":") if isinstance(config, str) else []
     if not isinstance(config, type) and not (len(parts) == 2 and all(parts)):
-        raise TypeError(f'config={config!r}: give the class of the configuration, or "package.module:Class"')
+        raise wrong_type("config", config, 'the class of the configuration, or "package.module:Class"')
 
 
 def _check_sizes(strategy: Strategy) -> None:
     """Require that each axis comes from a different field, and one of them from `dp_size`."""
     kind: Any = strategy.sizes
     if not isinstance(kind, type) or not issubclass(kind, ParallelismSizes):
-        raise TypeError(f"sizes={kind!r}: give ParallelismSizes or a subclass of it")
+        raise wrong_type("sizes", kind, "ParallelismSizes or a subclass of it")
     missing = [size.name for size in fields(kind) if size.default is MISSING]
     if missing:
-        raise ValueError(f"sizes: {kind.__name__} has no default for {missing}: give each field one, such as 1")
+        raise MeshArgumentError(f"sizes: {kind.__name__} has no default for {missing}: give each field one, such as 1")
     known = [size.name for size in fields(kind)]
     owners: dict[str, str] = {}
     for axis in strategy.axes:
         size, *divisors = strategy.quotient(axis)
         for part in (size, *divisors):
             if part not in known:
-                raise ValueError(
+                raise MeshArgumentError(
                     f"axis {axis!r} has the size {strategy.axes[axis]!r}, but {part!r} is not a field of "
                     f"{kind.__name__}{nearest(part, known)}: choose from {known}"
                 )
         if size in owners:
-            raise ValueError(
+            raise MeshArgumentError(
                 f"the axes {owners[size]!r} and {axis!r} both come from {size}: give each a size of its own"
             )
         owners[size] = axis
     if "dp_size" not in owners:
-        raise ValueError("no axis comes from dp_size, the size that fills the ranks: give one of the axes that size")
+        raise MeshArgumentError(
+            "no axis comes from dp_size, the size that fills the ranks: give one of the axes that size"
+        )
     _check_divisors(strategy)
 
 
@@ -167,7 +172,7 @@ def _check_divisors(strategy: Strategy) -> None:
     for axis in strategy.axes:
         for divisor in strategy.quotient(axis)[1:]:
             if divisor not in plain:
-                raise ValueError(
+                raise MeshArgumentError(
                     f"axis {axis!r} has the size {strategy.axes[axis]!r}: {divisor} must also be the size of one axis, "
                     "and divide one size only"
                 )
@@ -180,10 +185,12 @@ def _check_expert_axes(strategy: Strategy) -> None:
         return
     first = axes.index(experts[0]) if experts[0] in axes else 0
     if axes[first : first + len(experts)] != experts:
-        raise ValueError(f"expert_axes={experts}: give neighbouring axes, each once and in their order, from {axes}")
+        raise MeshArgumentError(
+            f"expert_axes={experts}: give neighbouring axes, each once and in their order, from {axes}"
+        )
     taken = [axis for axis in EXPERT_MESH_AXES if axis in strategy.all_axes]
     if taken or strategy.axes_of("ep_size"):
-        raise ValueError(
+        raise MeshArgumentError(
             f"expert_axes={experts} makes an expert mesh with the axes {EXPERT_MESH_AXES}, from ep_size: no other axis "
             "can have one of these names, or that size"
         )
@@ -193,13 +200,13 @@ def _check_fully_shard_axes(strategy: Strategy) -> None:
     axes, order = strategy.fully_shard_axes, list(strategy.axes)
     unknown = [axis for axis in axes if axis not in strategy.all_axes]
     if unknown or len(axes) > 2:
-        raise ValueError(
+        raise MeshArgumentError(
             f"fully_shard_axes={axes}: give the axis that parameters are sharded over, or that of replicas and it, "
             f"from {strategy.all_axes}"
         )
     places = [[order.index(source) for source in strategy.derived.get(axis, (axis,))] for axis in axes]
     if len(places) == 2 and max(places[0]) >= min(places[1]):
-        raise ValueError(
+        raise MeshArgumentError(
             f"fully_shard_axes={axes}: the axis of replicas must be outside of those that parameters are sharded over, "
             f"and the axes are {tuple(order)}"
         )

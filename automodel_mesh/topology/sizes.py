@@ -8,10 +8,12 @@ from math import isqrt, prod
 
 from automodel_mesh.checks import check_size
 from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.keywords import suggest_keywords
 
 __all__ = ["ParallelismSizes", "check_sizes", "divisors", "infer_dp_size"]
 
 
+@suggest_keywords
 @dataclass(frozen=True, kw_only=True)
 class ParallelismSizes:
     """The sizes that a user requests, checked when the object is made; those of the meshes are read from `MeshContext`.

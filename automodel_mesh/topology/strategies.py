@@ -11,8 +11,8 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
-from automodel_mesh.checks import check_size, checked_ranks, shown, shown_ranks
-from automodel_mesh.errors import MeshArgumentError, MeshTypeError
+from automodel_mesh.checks import check_size, checked_ranks, nearest, shown, shown_ranks, wrong_type
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.topology.grid import Topology
 from automodel_mesh.topology.records import EXPERT_MESH_AXES, Strategy
 from automodel_mesh.topology.sizes import ParallelismSizes, divisors, equation, infer_dp_size, one_of
@@ -94,17 +94,17 @@ def register_strategy(strategy: Strategy) -> Strategy:
             return known
         taken = [name for name in strategy.names if name in known.names]
         if taken:
-            raise ValueError(
+            raise MeshArgumentError(
                 f"strategy {strategy.name!r}: {taken} is a name of strategy {known.name!r}: choose another"
             )
         if strategy.config_name == known.config_name:
-            raise ValueError(
+            raise MeshArgumentError(
                 f"strategy {strategy.name!r}: a configuration of a class called {known.config_name} is for strategy "
                 f"{known.name!r}: choose another name for the class"
             )
         both = (strategy.fully_shard_axes, known.fully_shard_axes)
         if tuple(strategy.axes) == tuple(known.axes) and all(both) and both[0] != both[1]:
-            raise ValueError(
+            raise MeshArgumentError(
                 f"strategy {strategy.name!r}: its axes are those of strategy {known.name!r}, by which get_fsdp_dp_mesh "
                 f"knows to take {known.fully_shard_axes}: give the same fully_shard_axes, or name an axis differently"
             )
@@ -120,7 +120,8 @@ def strategy_named(name: str) -> Strategy:
     """
     found = _by_name(name)
     if found is None:
-        raise ValueError(f"strategy={name!r} is not known: give one of {', '.join(map(repr, STRATEGIES))}")
+        known = ", ".join(map(repr, STRATEGIES))
+        raise MeshArgumentError(f"strategy={shown(name)} is not known{nearest(name, STRATEGIES)}: give one of {known}")
     return found
 
 
@@ -148,7 +149,7 @@ def strategy_for(config: StrategyConfig) -> Strategy:
     found = find_strategy(config)
     if found is None:
         known = ", ".join(strategy.config_name for strategy in STRATEGIES.values())
-        raise TypeError(f"a strategy is an instance of {known}, got {type(config).__name__}: {config!r}")
+        raise wrong_type("strategy_config", config, f"an instance of one of {known}")
     return found
 
 
@@ -202,7 +203,9 @@ def check_supported_option(strategy: Strategy, option: str, value: object, remed
     if strategy.accepts(option, value):
         return
     others = [other for other in STRATEGIES.values() if other.accepts(option, value)]
-    raise ValueError(f"{option}={value!r}, but {strategy.name} does not support it: give {remedy}{_or_use(others)}")
+    raise MeshArgumentError(
+        f"{option}={value!r}, but {strategy.name} does not support it: give {remedy}{_or_use(others)}"
+    )
 
 
 def plan_topologies(
@@ -262,10 +265,7 @@ def _or_use(others: Sequence[Strategy]) -> str:
 def _read_sizes(strategy: Strategy, sizes: object) -> dict[str, tuple[int | None, bool]]:
     """Return the checked value of each size, and whether it can be `None`: the strategy's fields, then other fields."""
     if not any(hasattr(sizes, size.name) for size in fields(strategy.sizes)):
-        raise MeshTypeError(
-            f"sizes={shown(sizes)} is of type {type(sizes).__name__}: give {strategy.sizes.__name__}, such as "
-            f"{strategy.sizes.__name__}(dp_size=2)"
-        )
+        raise wrong_type("sizes", sizes, f"{strategy.sizes.__name__}, such as {strategy.sizes.__name__}(dp_size=2)")
     known = [*fields(strategy.sizes), *(fields(sizes) if isinstance(sizes, ParallelismSizes) else ())]
     found: dict[str, tuple[int | None, bool]] = {}
     for size in known:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Final
+from typing import Final, cast
 
 import torch
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-from automodel_mesh.errors import UnsupportedTorchError
+from automodel_mesh.checks import wrong_type
+from automodel_mesh.errors import MeshArgumentError, UnsupportedTorchError
 
 MINIMUM_TORCH: Final = Version("2.6")
 """The oldest torch release this library supports."""
@@ -29,8 +30,9 @@ ERAS: Final[Sequence[tuple[Version, str]]] = [
 ]
 """First release of each era, oldest first, and its module in `automodel_mesh.compat.eras`."""
 
+_A_RELEASE: Final = "a release, such as '2.10'"
 
-@cache
+
 def torch_at_least(release: str) -> bool:
     """Return whether the installed torch is this release or a newer one.
 
@@ -42,9 +44,20 @@ def torch_at_least(release: str) -> bool:
         The result is cached.
 
     Raises:
-        packaging.version.InvalidVersion: `release` is not a version number.
+        TypeError: `release` is not a string.
+        ValueError: `release` is not a version number.
     """
-    return Version(release) <= TORCH_VERSION
+    if not isinstance(cast("object", release), str):
+        raise wrong_type("release", release, _A_RELEASE)
+    return _at_least(release)
+
+
+@cache
+def _at_least(release: str) -> bool:
+    try:
+        return Version(release) <= TORCH_VERSION
+    except InvalidVersion:
+        raise MeshArgumentError(f"release={release!r} is no version number: give {_A_RELEASE}") from None
 
 
 def era_name(version: Version) -> str:

@@ -65,6 +65,7 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
         "backend_override": None,
     },
     "slice_mesh": lambda: {"mesh": build(), "names": "tp"},
+    "torch_at_least": lambda: {"release": "2.6"},
     "unflatten": lambda: {
         "mesh": build(),
         "dim": "tp",
