@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import KW_ONLY, InitVar, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import torch.distributed as dist
 
@@ -12,6 +12,7 @@ from automodel_mesh.build import Meshes, build_meshes
 from automodel_mesh.checks import timeout_of_minutes
 from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.errors import MeshArgumentError, RankNotInMeshError
+from automodel_mesh.group_handle import GroupHandle
 from automodel_mesh.keywords import suggest_keywords
 from automodel_mesh.lookups import MeshLookups
 from automodel_mesh.nemo import old_names
@@ -35,6 +36,30 @@ __all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
 _VALID_AXIS_NAMES: frozenset[str] = frozenset(MeshAxisName)
 
 
+if TYPE_CHECKING:
+    _T = TypeVar("_T")
+    _NoField: TypeAlias = Annotated[_T, "no field"]
+else:
+    # `dataclasses.asdict` cannot copy a process group, so it must not see it; `replace` hands it on all the same.
+    _NoField = InitVar
+
+
+class _ProcessGroup:
+    """The attribute `process_group`, kept as a handle."""
+
+    def __get__(self, context: MeshContext | None, kind: type[MeshContext]) -> ProcessGroup | None:
+        if context is None:
+            return None  # the default
+        handle = context._handle  # noqa: SLF001 - of the class that this is an attribute of
+        return None if handle is None else handle.group()
+
+    def __set__(self, context: MeshContext, group: ProcessGroup | None) -> None:
+        context._handle = None if group is None else GroupHandle.of(group)  # noqa: SLF001 - as above
+
+
+_PROCESS_GROUP: Any = _ProcessGroup()
+
+
 @suggest_keywords
 @dataclass
 class MeshContext(MeshLookups):
@@ -43,22 +68,41 @@ class MeshContext(MeshLookups):
     Sizes are read from the axes of these names; without such an axis they are 1, `dp_size` and `dp_replicate_size`
     `None`. As a context manager it closes itself at the end of the block.
 
+    It can be copied, pickled, and given to `dataclasses.asdict` and `replace`. A copy has copies of the meshes, as
+    torch copies them, over the same process groups; `asdict` leaves out `process_group`. What is unpickled finds its
+    groups by name in the world of its process. Only the context that `build` returned closes anything, no copy does.
+
     Args:
         device_mesh: the root mesh.
         moe_mesh: the expert mesh.
-        process_group: a process group of the model's ranks, if the caller has one.
+        process_group: a process group of the model's ranks, if the caller has one. Reading it is a
+            `ProcessGroupDestroyedError` once it was destroyed, or where the process of an unpickled context lacks it.
 
     Raises:
         ValueError: a mesh has no names, or one that is neither a `MeshAxisName` nor an axis of a registered strategy.
+        TypeError: `process_group` is no process group.
     """
 
     device_mesh: DeviceMesh | None = None
     moe_mesh: DeviceMesh | None = None
-    process_group: ProcessGroup | None = field(default=None, kw_only=True)
-    _built: Meshes | None = field(default=None, init=False, repr=False, compare=False)
+    _: KW_ONLY
+    process_group: _NoField[ProcessGroup | None] = _PROCESS_GROUP
+    _handle: GroupHandle | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, process_group: ProcessGroup | None = None) -> None:  # noqa: RUF033 - its type hides `InitVar`
+        self.process_group = process_group
+        # Both as `build` sets them; they are no fields, so `replace` leaves them out.
+        self._built: Meshes | None = None
+        self._owned: DeviceMesh | None = None
         _validate_mesh_axis_names(self)
+
+    def _share(self, other: MeshContext) -> None:
+        """Take over the process group of another context, and what it closes."""
+        self._handle, self._built, self._owned = other._handle, other._built, other._owned
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies of every kind, and pickles: they have equal meshes, but the groups are not theirs to destroy.
+        return {**vars(self), "_owned": None}
 
     @classmethod
     @suggest_keywords
@@ -110,6 +154,7 @@ class MeshContext(MeshLookups):
             member = compat.get_coordinate(meshes.root) is not None
             context = cls(process_group=compat.get_group(meshes.root) if member else None)
         context._built = meshes
+        context._owned = meshes.root
         return context
 
     @classmethod
@@ -182,7 +227,7 @@ class MeshContext(MeshLookups):
         """
         if self.device_mesh is None:
             remedy = "build one with MeshContext.build or DistributedSetup.build, or give one as device_mesh"
-            if self.process_group is not None or self._built is not None:
+            if self._handle is not None or self._built is not None:
                 remedy = "its strategy, as DDP, uses one process group without a mesh: take process_group"
             raise MeshArgumentError(f"this {type(self).__name__} has no device mesh: {remedy}")
         return self.device_mesh
@@ -263,13 +308,13 @@ class MeshContext(MeshLookups):
 
         Waits for no other rank: `build` returns when all ranks have connected. A second call has no effect.
         """
-        if self._built is not None and dist.is_initialized():
-            compat.destroy_process_groups(self._built.root)
+        if self._owned is not None and dist.is_initialized():
+            compat.destroy_process_groups(self._owned)
 
     def abort(self) -> None:
         """Abort the process groups that `build` made, those of derived axes too, without waiting for other ranks."""
-        if self._built is not None and dist.is_initialized():
-            compat.abort_process_groups(self._built.root)
+        if self._owned is not None and dist.is_initialized():
+            compat.abort_process_groups(self._owned)
 
     def _mesh(self) -> DeviceMesh | None:
         return self.device_mesh if self._built is None else self._built.root

@@ -79,8 +79,8 @@ class MeshContext(mesh.MeshContext):
         self.activation_checkpointing = activation_checkpointing
         super().__init__(device_mesh, moe_mesh, process_group=process_group)  # ends in __post_init__, so comes last
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, process_group: ProcessGroup | None = None) -> None:  # noqa: RUF033 - as in the base class
+        super().__post_init__(process_group)
         if self.strategy_config is not None:
             _validate_distributed_setup(self)
 
@@ -197,16 +197,14 @@ class MeshContext(mesh.MeshContext):
     @classmethod
     def _over(cls, topology: mesh.MeshContext) -> Self:
         """Make a context without settings that shares the meshes of another one, and closes what that would close."""
-        context = cls(
-            device_mesh=topology.device_mesh, moe_mesh=topology.moe_mesh, process_group=topology.process_group
-        )
-        context._built = topology._built  # noqa: SLF001 - of the class that this one extends
+        context = cls(device_mesh=topology.device_mesh, moe_mesh=topology.moe_mesh)
+        context._share(topology)
         return context
 
     def _topology(self) -> mesh.MeshContext:
         """Return the meshes alone, as a current context."""
-        topology = mesh.MeshContext(self.device_mesh, self.moe_mesh, process_group=self.process_group)
-        topology._built = self._built  # noqa: SLF001 - of the class that this one extends
+        topology = mesh.MeshContext(self.device_mesh, self.moe_mesh)
+        topology._share(self)  # noqa: SLF001 - of the class that this one extends
         return topology
 
     def _asked_sizes(self) -> ParallelismSizes | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from math import prod
 from types import MappingProxyType
 from typing import Any, Final
@@ -79,6 +80,14 @@ class Strategy:
         _check_sizes(self)
         _check_expert_axes(self)
         _check_fully_shard_axes(self)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # A mapping proxy can be neither pickled nor deep-copied, so the constructor is called again.
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain: dict[str, Any] = {
+            name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in given.items()
+        }
+        return partial(type(self), **plain), ()
 
     @property
     def names(self) -> tuple[str, ...]:
