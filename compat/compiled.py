@@ -1,9 +1,14 @@
 """Lookups inside `torch.compile`: their results are constants of the compiled code, the same objects as outside.
 
-torch.compile reads three attributes of a function, which are set here without its import, 0.8 s: one names another
-function to trace in its place, one says that a function is to be called while the code is traced, and its result used
-as a constant, and one that a function is not to be traced. In this library's own frames it has nothing to compile, and
-from 2.12 on reading the attributes of a mesh there would be an error.
+`torch.compile` reads attributes of the functions that it meets. They are set here directly, because torch's functions
+that set them import the compiler, which takes 0.8 s:
+
+- `_torchdynamo_inline`: another function, which is traced in place of this one;
+- `_dynamo_marked_constant`: the function is called while code is traced, and its result is a constant of that code;
+- `_torchdynamo_disable`: the function is not traced; it is called between two compiled parts.
+
+From 2.12 on it would be an internal error if torch compiled our own functions: they read attributes of a mesh that
+torch does not expect. So torch is kept out of them.
 """
 
 from __future__ import annotations
