@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from automodel_mesh.checks import is_list
+from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.mesh_utils import get_flat_mesh, get_fsdp_dp_mesh, get_submesh
 from automodel_mesh.topology.records import EXPERT_MESH_AXES
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-
-_EXPERT_AXES: Final = frozenset(EXPERT_MESH_AXES)
 
 
 class MeshLookups(ABC):
@@ -94,5 +92,11 @@ class MeshLookups(ABC):
     def _mesh_of(self, names: object) -> DeviceMesh:
         """Return the mesh to look names up in; what is no name is refused by the lookup itself."""
         root = self.root_mesh()
-        wanted = {name for name in (names if is_list(names) else (names,)) if isinstance(name, str)}
-        return self.expert_mesh() if wanted.difference(root.mesh_dim_names or ()) & _EXPERT_AXES else root
+        wanted = [name for name in (names if is_list(names) else (names,)) if isinstance(name, str)]
+        is_of_experts = any(axis in wanted and not _has_axis(root, axis) for axis in EXPERT_MESH_AXES)
+        return self.expert_mesh() if is_of_experts else root
+
+
+@constant_when_compiled
+def _has_axis(mesh: DeviceMesh, axis: str) -> bool:
+    return axis in (mesh.mesh_dim_names or ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -312,3 +313,20 @@ def test_a_collective_over_a_looked_up_group() -> None:
     inside, counter = compiled(reduce)
     inside(torch.ones(2), root)
     assert counter.graphs == 1
+
+
+def test_the_lookups_of_a_context() -> None:
+    """The methods of a `MeshContext` and of a `DistributedSetup` are constants too, for experts as well."""
+    sizes = automodel_mesh.ParallelismSizes(dp_replicate_size=2, cp_size=2, tp_size=2, ep_size=4)
+    setup = automodel_mesh.DistributedSetup.build("fsdp2", sizes)
+    for holder in (setup.mesh_context, setup):
+
+        def look_up(holder: Any = holder) -> tuple[DeviceMesh, ...]:
+            found = (holder.flat_mesh("dp_cp"), holder.submesh(("dp_cp", "tp")), holder.fsdp_mesh())
+            return (*found, holder.flat_mesh("ep"), holder.root_mesh(), holder.expert_mesh())
+
+        inside, counter = compiled(lambda tensor, look_up=look_up: (tensor + 1, *look_up()))
+        for _ in range(2):
+            assert all(map(operator.is_, inside(torch.ones(2))[1:], look_up()))
+        assert counter.graphs == 1
+        torch.compiler.reset()
