@@ -7,14 +7,16 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
 from automodel_mesh.checks import checked_names, is_list, nearest, shown
 from automodel_mesh.compat.agreement import operation
+from automodel_mesh.compat.backends import check_backend, device_type_for
+from automodel_mesh.compat.devices import accelerator
 from automodel_mesh.compat.groups import DEFAULT_SPEC, GroupSpec
 from automodel_mesh.compat.requests import checked_override, group_spec
+from automodel_mesh.compat.worlds import start_launched_world
 from automodel_mesh.errors import UnknownAxisError
 from automodel_mesh.topology.records import EXPERT_MESH_AXES
 from automodel_mesh.topology.strategies import plan_topologies, strategy_named
@@ -58,7 +60,7 @@ def build_meshes(
         sizes: the sizes asked for, integers of at least 1; `None` where they can be inferred.
         world_size: number of ranks; by default the world's.
         ranks: the global ranks of the mesh, ascending; by default all.
-        timeout: the timeout of every process group made.
+        timeout: the timeout of every process group made, the default group included if it is initialised here.
         backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
         separate_groups: the axes that share no process group with others, so that their collectives can overlap.
         device_type: by default the accelerator's, if the default process group has a backend for it, else `"cpu"`.
@@ -73,11 +75,14 @@ def build_meshes(
     strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
     plan_it = partial(_plan, strategy, sizes, world_size, ranks, backend_override, separate_groups)
     if not dist.is_initialized():
-        plan_it()  # a wrong request is refused before a world is started for it
-        dist.init_process_group()
+        if "WORLD_SIZE" in os.environ:
+            plan_it()  # a wrong request is refused before a world is started for it
+        start_launched_world("MeshContext.build", timeout)
     with operation("MeshContext.build", range(dist.get_world_size()), timeout) as current:
         plan, specs = plan_it()
         device_type = device_type or default_device_type()
+        for spec in specs.values():
+            check_backend(spec.backend, device_type)
         asked = ", ".join(f"{axis}: {spec.describe()}" for axis, spec in specs.items())
         current.agree(f"{strategy.name}, {device_type}, {plan.describe()}, timeout {timeout}, groups {{{asked}}}")
         root = compat.init_device_mesh(
@@ -173,8 +178,4 @@ def resolve_world_size(world_size: int | None = None) -> int:
 
 def default_device_type() -> str:
     """Return the accelerator's device type if the default process group has a backend for it, else `"cpu"`."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is None:
-        return "cpu"
-    only_cpu = dist.is_initialized() and dist.get_backend() == "gloo"
-    return "cpu" if only_cpu else accelerator.type
+    return device_type_for(dist.get_backend()) if dist.is_initialized() else accelerator() or "cpu"

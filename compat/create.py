@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,15 +16,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from automodel_mesh.checks import check_same_length, check_timeout, checked_names, checked_ranks, checked_sizes, shown
 from automodel_mesh.compat.agreement import operation
+from automodel_mesh.compat.backends import check_backend
 from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compiled
+from automodel_mesh.compat.devices import checked_device_type, device_module
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, start_family
 from automodel_mesh.compat.groups import AxisRequest, GroupSpec, GroupTable
-from automodel_mesh.compat.requests import (
-    BackendChoice,
-    group_specs,
-)
-from automodel_mesh.errors import MeshArgumentError, MeshTypeError
+from automodel_mesh.compat.requests import BackendChoice, group_specs
+from automodel_mesh.compat.worlds import start_launched_world
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.topology.layouts import native_layouts
 
 if TYPE_CHECKING:
@@ -61,15 +61,17 @@ def init_device_mesh(
         backend_override: for an axis, by index or name: a backend, its options, or both as a pair. An axis with an
             override gets groups of its own. The mapping is not changed (torch empties it).
         ranks: the global ranks of the mesh in row-major order, ascending; by default 0, 1, 2 and so on.
-        timeout: the timeout of every group made for the mesh and the meshes derived from it; by default that of the
-            backend. The timeout of the default group does not change, so with a timeout an axis over the whole world
-            gets a group of its own.
+        timeout: the timeout of every group made for the mesh and the meshes derived from it, and of the default group
+            if it is initialised here; by default that of the backend. The timeout of a default group that exists does
+            not change, so with a timeout an axis over the whole world gets a group of its own then.
 
     Returns:
         The mesh. On a rank outside of it, a mesh whose coordinate is `None`.
 
     Raises:
-        ValueError: sizes, names, ranks and override contradict each other, or the mesh is larger than the world.
+        ValueError: sizes, names, ranks and override contradict each other, or the mesh is larger than the world; a
+            backend is not known, not in this build of torch, or cannot serve the device type; the default group is not
+            initialised, and no launcher has set the variables for it.
         TypeError: a size that is not an integer, a name that is not a string.
 
     Torch releases:
@@ -83,12 +85,12 @@ def init_device_mesh(
     check_timeout("init_device_mesh: timeout", timeout)
     if not dist.is_initialized():
         request(world=None)  # a wrong request is refused before a world is started for it
-        dist.init_process_group()
+        start_launched_world("init_device_mesh", timeout)
     world = dist.get_world_size()
     with operation("init_device_mesh", range(world), timeout) as current:
         kind, shape, names, specs, members = request(world=world)
         _select_device(kind)
-        table = GroupTable(members, timeout)
+        table = GroupTable(members, kind, timeout)
         labels = names or [f"dim_{dim}" for dim in range(len(shape))]
         groups = table.find_or_make(list(map(AxisRequest, labels, native_layouts(shape), specs)), current)
     with _disable_current_modes():
@@ -120,13 +122,15 @@ class _Request(NamedTuple):
     ) -> Self:
         """Check the arguments, as far as that can be done if the size of the world is not known yet."""
         what = "init_device_mesh"
-        kind = _checked_device_type(f"{what}: device_type", device_type)
+        kind = checked_device_type(f"{what}: device_type", device_type)
         shape = checked_sizes(f"{what}: mesh_shape", mesh_shape)
         names = None
         if mesh_dim_names is not None:
             names = checked_names(f"{what}: mesh_dim_names", mesh_dim_names, single=False)
             check_same_length(names, shape, what)
         specs = group_specs(backend_override, len(shape), names)
+        for spec in specs:
+            check_backend(spec.backend, kind)
         wanted = math.prod(shape)
         if wanted > _MOST_RANKS:
             raise MeshArgumentError(
@@ -143,36 +147,6 @@ class _Request(NamedTuple):
         return cls(kind, shape, names, specs, members)
 
 
-def _checked_device_type(argument: str, given: object) -> str:
-    """Return the name of a device type, also where torch has no such device here, as with `npu` or `meta`."""
-    if not isinstance(given, (str, torch.device)):
-        raise MeshTypeError(
-            f"{argument}={shown(given)} is of type {type(given).__name__}: give a name, such as 'cpu' or 'cuda'"
-        )
-    name = str(given) if isinstance(given, torch.device) else str.__str__(given)
-    kind = name.partition(":")[0]
-    meant = kind if _is_device_type(kind) else kind.lower()
-    if meant == "gpu" and not _is_device_type(meant):
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        meant = "cuda" if accelerator is None else accelerator.type
-    if name != meant and _is_device_type(meant):
-        remedy = f": give {meant!r}"
-    elif not name.isidentifier():
-        remedy = ""
-    else:
-        return name
-    raise MeshArgumentError(
-        f"{argument} is a name without an index, such as 'cpu' or 'cuda', got {shown(given)}{remedy}."
-    )
-
-
-def _is_device_type(name: str) -> bool:
-    try:
-        return torch.device(name).type == name
-    except RuntimeError:
-        return False
-
-
 def _grid(ranks: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
     """Return the ranks as a tensor of this shape."""
     if isinstance(ranks, range):
@@ -187,10 +161,10 @@ def _select_device(device_type: str) -> None:
     # The fake backend stands for machines that are not here, so there is no device to select.
     if device_type == "cpu" or dist.get_backend() == "fake":
         return
-    device: Any = getattr(torch, device_type, None)
-    if not all(hasattr(device, function) for function in ("is_initialized", "device_count", "set_device")):
+    module = device_module(device_type)
+    if not all(hasattr(module, function) for function in ("is_initialized", "device_count", "set_device")):
         return  # no module of torch's selects such a device: "meta", or "npu" without its package
-    if device.is_initialized() or device.device_count() == 0:
+    if module.is_initialized() or module.device_count() == 0:
         return
     local_rank = os.environ.get("LOCAL_RANK")
-    device.set_device(int(local_rank) if local_rank is not None else dist.get_rank() % device.device_count())
+    module.set_device(int(local_rank) if local_rank is not None else dist.get_rank() % module.device_count())

@@ -62,7 +62,7 @@ class Family(StaysHere):
             )
         self.root = root
         self.world = weakref.ref(world)
-        self.groups = groups or GroupTable(_ranks_of(root))
+        self.groups = groups or GroupTable(_ranks_of(root), root.device_type)
         self.closed = False
         self.unflattened: dict[str, set[Layout]] = {}
         # Groups that we made have the right ranks; those that torch made are compared with the mesh at each use.

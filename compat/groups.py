@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-import torch
 import torch.distributed as dist
 
-from automodel_mesh.checks import nearest, shown_ranks
+from automodel_mesh.checks import shown_ranks
 from automodel_mesh.compat.agreement import Operation, operation
-from automodel_mesh.compat.worlds import current_world, is_alive, named_group
-from automodel_mesh.errors import MeshArgumentError, ProcessGroupDestroyedError
+from automodel_mesh.compat.backends import check_backend
+from automodel_mesh.compat.splitting import Way, way_to_make
+from automodel_mesh.compat.worlds import current_world, is_alive, named_group, timeout_of, unwrapped_groups
+from automodel_mesh.errors import ProcessGroupDestroyedError
 from automodel_mesh.topology.layouts import Layout, fold, group_at, groups
 
 if TYPE_CHECKING:
@@ -95,11 +96,13 @@ class GroupTable:
 
     Args:
         ranks: the global ranks of the root mesh, in its row-major order.
+        device_type: the device type of the mesh.
         timeout: the timeout of every group made here; `None` for the default of its backend.
     """
 
-    def __init__(self, ranks: Sequence[int], timeout: timedelta | None = None) -> None:
+    def __init__(self, ranks: Sequence[int], device_type: str, timeout: timedelta | None = None) -> None:
         self.ranks = ranks
+        self._device_type = device_type
         self._timeout = timeout
         self._member = dist.get_rank() in ranks
         world = range(dist.get_world_size())
@@ -125,7 +128,7 @@ class GroupTable:
 
         Raises:
             RanksDisagreeError: the ranks do not ask for the same, or not all come.
-            MeshArgumentError: a backend is not known, or this torch was built without it.
+            MeshArgumentError: a backend is not known, does not serve the device, or this torch was built without it.
             ProcessGroupDestroyedError: the group of an axis was destroyed.
         """
         keys = [self._key(request) for request in requests]
@@ -135,7 +138,7 @@ class GroupTable:
             if key not in missing:
                 self._use(key, name)  # raises for a destroyed group, before the others are made
         for _, spec in missing:
-            _check_backend(spec.backend)
+            check_backend(spec.backend, self._device_type)
         if missing and not current.agreed:
             current.agree(self._describe(missing.values()))
         for key, request in missing.items():
@@ -180,9 +183,10 @@ class GroupTable:
         """Return the entry of a group, made or found now if it is the default group; `None` if it must be made."""
         layout, spec = key
         # The default group has one order, ascending from 0, and so has an axis that folds to a single pair.
-        whole = spec == DEFAULT_SPEC and self._spans_the_world and layout == fold([((len(self.ranks), 1),)])
+        whole = self._spans_the_world and layout == fold([((len(self.ranks), 1),)])
         if whole and key not in self._entries and (world := current_world()) is not None:
-            self._entries[key] = _Entry(weakref.ref(world))
+            alike = spec in {DEFAULT_SPEC, GroupSpec(timeout=timeout_of(world))}
+            self._entries |= {key: _Entry(weakref.ref(world))} if alike else {}
         entry = self._entries.get(key)
         failed = entry is not None and entry.made_in is not None and entry.made_in.failed
         return None if failed else entry
@@ -205,76 +209,54 @@ class GroupTable:
         for name, layout, spec in requests:
             sizes = " x ".join(f"{size} at stride {stride}" for size, stride in fold([layout])) or "1"
             told.append(f"{name} ({', '.join(filter(None, (sizes, spec.describe())))})")
-        return f"{', '.join(told)} over the ranks {shown_ranks(self.ranks)}"
+        way = way_to_make()  # it differs on ranks whose default group is not bound to a device as that of others is
+        by = "" if way is Way.BY_MEMBERS else f", {way.value}"
+        return f"{', '.join(told)} over the ranks {shown_ranks(self.ranks)}{by}"
 
     def _make(self, key: tuple[Layout, GroupSpec], description: str, current: Operation) -> ProcessGroup | None:
-        """Make this rank's group along an axis, or everybody's where torch wants that; `None` if it is in none."""
+        """Make this rank's group along an axis, `None` if it has none, and those of the others if torch needs that."""
         layout, spec = key
-        if _default_group_can_be_split(spec):
-            # A default group that is bound to a device has its communicator already, and torch splits it.
-            split = dist.split_group(
-                split_ranks=[list(ranks) for ranks in groups(layout, self.ranks)],
-                timeout=spec.creation_timeout(),
-                pg_options=spec.options,
-                group_desc=description,
-            )
-            mine = cast("ProcessGroup", split) if self._member else None
-        elif made_by_all_ranks():
-            made = {ranks: _new_group(ranks, spec, description) for ranks in groups(layout, self.ranks)}
-            mine = next((group for ranks, group in made.items() if dist.get_rank() in ranks), None)
-        elif self._member:
-            ranks = group_at(layout, self.ranks.index(dist.get_rank()), self.ranks)
-            with named_group(current.name_group(ranks)):
-                mine = _new_group(ranks, spec, description, use_local_synchronization=True)
-        else:
-            mine = None
-        if mine is not None:
-            current.made.append(mine)
-        return mine
+        way = way_to_make(spec.backend, spec.options)
+        own = group_at(layout, self.ranks.index(dist.get_rank()), self.ranks) if self._member else None
+        made: dict[tuple[int, ...], ProcessGroup] = {}
+        if way is Way.BY_SPLITTING:
+            every = list(groups(layout, self.ranks))
+            with named_group(current.name_group(own or self.ranks)):
+                split = dist.split_group(
+                    split_ranks=list(map(list, every)),
+                    timeout=spec.creation_timeout(),
+                    pg_options=spec.options,
+                    group_desc=description,
+                )
+            made = dict.fromkeys(every, cast("ProcessGroup", split))
+        elif way is Way.BY_ALL_RANKS:
+            for ranks in groups(layout, self.ranks):
+                made[ranks] = _new_group(ranks, spec, description, current.name_group(ranks))
+        elif own is not None:
+            name = current.name_group(own)
+            made[own] = _new_group(own, spec, description, name, use_local_synchronization=True)
+        if own is None:
+            return None
+        current.made.append(made[own])
+        return made[own]
 
 
 def _new_group(
-    ranks: Sequence[int], spec: GroupSpec, description: str, *, use_local_synchronization: bool = False
+    ranks: Sequence[int], spec: GroupSpec, description: str, name: str, *, use_local_synchronization: bool = False
 ) -> ProcessGroup:
-    group = dist.new_group(
-        list(ranks),
-        spec.creation_timeout(),
-        spec.backend,
-        spec.options,
-        use_local_synchronization=use_local_synchronization,
-        group_desc=description,
-    )
+    silent = "fake" in (spec.backend or dist.get_backend()).lower()
+    with named_group(name), unwrapped_groups() if silent else nullcontext():
+        group = dist.new_group(
+            list(ranks),
+            spec.creation_timeout(),
+            spec.backend,
+            spec.options,
+            use_local_synchronization=use_local_synchronization,
+            group_desc=description,
+        )
     return cast("ProcessGroup", group)
 
 
-def _check_backend(backend: str | None) -> None:
-    """Refuse a backend that torch would fail with after it has begun to make groups.
-
-    Args:
-        backend: its name, or a list such as `"cpu:gloo,cuda:nccl"`; `None` for that of the default group.
-    """
-    for name in [] if backend is None else [part.rpartition(":")[2].lower() for part in backend.split(",")]:
-        known = [one for one in dist.Backend.backend_list if one != dist.Backend.UNDEFINED]
-        if name not in known:
-            raise MeshArgumentError(
-                f"backend {name!r} is not known to torch{nearest(name, known)}: give one of {', '.join(known)}, or "
-                "register it with torch.distributed.Backend.register_backend on every rank."
-            )
-        if not dist.is_backend_available(name):
-            raise MeshArgumentError(f"backend {name!r}: this torch was built without it; give another one.")
-
-
 def made_by_all_ranks() -> bool:
-    """Tell whether every rank of the world must take part in making each group.
-
-    So it is with a default group that is bound to a device, whose communicator is split, and with MPI.
-    """
-    return getattr(current_world(), "bound_device_id", None) is not None or "mpi" in dist.get_backend()
-
-
-def _default_group_can_be_split(spec: GroupSpec) -> bool:
-    world = current_world()
-    device_id: torch.device | None = getattr(world, "bound_device_id", None)
-    if world is None or device_id is None or not torch.accelerator.is_available():
-        return False
-    return spec.backend is None or world._get_backend(torch.device(device_id.type)).name() == spec.backend
+    """Tell whether every rank of the world takes part in making each group, those outside the mesh included."""
+    return way_to_make() is not Way.BY_MEMBERS

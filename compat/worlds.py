@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import threading
 import weakref
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.eras import facts
+from automodel_mesh.errors import MeshArgumentError
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from torch._C._distributed_c10d import Backend
     from torch.distributed import ProcessGroup
 
@@ -27,6 +32,49 @@ def current_world() -> ProcessGroup | None:
     `torch.distributed.group.WORLD` says the same in 600 ns, which is more than a whole lookup may cost.
     """
     return distributed_c10d._world.default_pg
+
+
+_LAUNCHER_VARIABLES: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # those that torch reads
+_timeouts: WeakKeyDictionary[ProcessGroup, timedelta] = WeakKeyDictionary()
+
+
+def start_launched_world(what: str, timeout: timedelta | None) -> None:
+    """Initialise the default process group from the variables that a launcher has set.
+
+    Args:
+        what: the function that needs the group, for the message.
+        timeout: as for `start_world`.
+
+    Raises:
+        ValueError: variables are missing; the message says what to start or to call instead.
+    """
+    missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
+    if missing:
+        raise MeshArgumentError(
+            f"{what}: torch.distributed is not initialised, and the environment lacks {', '.join(missing)}. Start the "
+            "program with a launcher, as in 'torchrun --nproc-per-node 8 program.py', or call "
+            "torch.distributed.init_process_group before. automodel_mesh.initialize_distributed('gloo') needs no "
+            "launcher for a single process."
+        )
+    start_world(timeout)
+
+
+def start_world(timeout: timedelta | None, **arguments: Any) -> None:
+    """Initialise the default process group, and remember its timeout, for `timeout_of`.
+
+    Args:
+        timeout: that of the group; `None` for that of its backend.
+        **arguments: of `torch.distributed.init_process_group`.
+    """
+    dist.init_process_group(timeout=timeout, **arguments)
+    world = current_world()
+    if world is not None and timeout is not None:
+        _timeouts[world] = timeout
+
+
+def timeout_of(world: ProcessGroup) -> timedelta | None:
+    """Return the timeout that `start_world` was given for a default group; torch does not tell that of others."""
+    return _timeouts.get(world)
 
 
 def is_current(world: weakref.ref[ProcessGroup]) -> bool:
@@ -96,27 +144,42 @@ def init_fake_world(world_size: int, rank: int = 0) -> None:
     register_fake_backend()
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    with unwrapped_groups():
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
 
 
-@contextmanager
-def named_group(name: str) -> Generator[None, None, None]:
+def named_group(name: str) -> AbstractContextManager[None]:
     """Give the process groups that this thread makes in the block a name, instead of one that torch makes up.
 
     torch names a group after the number of groups, which differs between ranks that are not in the same groups, and up
     to 2.13 comes again after groups were destroyed.
     """
-    original = distributed_c10d._process_group_name
+    return _replaced("_process_group_name", lambda *_, **__: name)
+
+
+def unwrapped_groups() -> AbstractContextManager[None]:
+    """Make the process groups of this thread in the block without the wrapper of TORCH_DISTRIBUTED_DEBUG=DETAIL.
+
+    The wrapper makes a gloo group, to compare each collective with those of the other ranks. Groups of the backend
+    `fake` fail with it on every release, and they have no other ranks.
+    """
+    return _replaced("_create_process_group_wrapper", lambda *, wrapped_pg, **_: wrapped_pg)
+
+
+@contextmanager
+def _replaced(name: str, ours: Callable[..., Any]) -> Generator[None, None, None]:
+    """Replace a function of torch's process groups in the block, for this thread."""
+    original = getattr(distributed_c10d, name)
     thread = threading.get_ident()
 
-    def choose(ranks: Any, use_hashed_name: bool) -> Any:
-        return name if threading.get_ident() == thread else original(ranks, use_hashed_name)
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        return (ours if threading.get_ident() == thread else original)(*args, **kwargs)
 
-    distributed_c10d._process_group_name = choose
+    setattr(distributed_c10d, name, choose)
     try:
         yield
     finally:
-        distributed_c10d._process_group_name = original
+        setattr(distributed_c10d, name, original)
 
 
 def end_groups(groups: list[ProcessGroup], *, abort: bool = False) -> None:

@@ -52,3 +52,10 @@ Delete when the floor reaches 2.11: always fill it."""
 PRESERVES_RANK_ORDER: Final = torch_at_least("2.15")
 """From 2.15 on `DeviceMesh` has the keyword `preserve_rank_order`, which derived meshes inherit and which equality
 compares. Delete when the floor reaches 2.15: always pass it on."""
+
+SPLITS_ANY_BACKEND: Final = torch_at_least("2.14")
+"""Before 2.14, `split_group` makes right groups only from a default group of the backend "nccl" alone: 2.6 to 2.11 ask
+it for the backend of CUDA; 2.6 and 2.7 leave out the backends of other devices; 2.8 asserts that it has one name; 2.9
+to 2.13 give the options of one backend to all, and from 2.10 on copy them, which those of gloo do not allow.
+
+Delete when the floor reaches 2.14: always compare the backends."""

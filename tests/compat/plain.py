@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch.distributed import device_mesh
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -32,6 +33,12 @@ def restore_torch() -> None:
 def init_device_mesh(device_type: str, mesh_shape: tuple[int, ...], **options: Any) -> DeviceMesh:
     """Call `torch.distributed.device_mesh.init_device_mesh`."""
     return device_mesh.init_device_mesh(device_type, mesh_shape, **options)
+
+
+def set_debug_level(name: str) -> None:
+    """Set what TORCH_DISTRIBUTED_DEBUG sets, such as `"DETAIL"`; torch's stubs do not export these names."""
+    level = dist.DebugLevel.__members__[name]  # type: ignore[attr-defined]
+    dist.set_debug_level(level)  # type: ignore[attr-defined]
 
 
 def get_root_mesh(mesh: DeviceMesh) -> DeviceMesh:

@@ -125,10 +125,10 @@ def test_options_and_their_timeout_reach_every_group_of_the_axis(monkeypatch: py
 
     with fake_world(8):
         monkeypatch.setattr(dist, "new_group", record)
-        compat.init_device_mesh("cpu", (2, 4), backend_override={0: options, 1: ("nccl", options)})
+        compat.init_device_mesh("cpu", (2, 4), backend_override={0: options, 1: ("gloo", options)})
     assert calls == [
         ([0, 4], timedelta(seconds=77), None, options),
-        ([0, 1, 2, 3], timedelta(seconds=77), "nccl", options),
+        ([0, 1, 2, 3], timedelta(seconds=77), "gloo", options),
     ]
 
 
