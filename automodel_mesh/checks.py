@@ -189,7 +189,7 @@ def check_timeout(argument: str, timeout: object) -> None:
 
 
 def timeout_of_minutes(argument: str, minutes: object) -> timedelta | None:
-    """Return minutes, which may be `None`, as a timeout.
+    """Return minutes as a timeout; `None` stands for that of the backend.
 
     Args:
         argument: what the number is called in messages.
@@ -201,16 +201,15 @@ def timeout_of_minutes(argument: str, minutes: object) -> timedelta | None:
     """
     if minutes is None:
         return None
+    most = int(_LONGEST_TIMEOUT / timedelta(minutes=1))
+    wanted = f"a number of minutes above 0, at most {most}, or None for the backend's own timeout"
     if isinstance(minutes, bool) or not isinstance(minutes, Real):
-        raise wrong_type(argument, minutes, "a number, or None")
+        raise wrong_type(argument, minutes, wanted)
     try:
         timeout = timedelta(minutes=float(minutes))
         check_timeout(argument, timeout)
     except (ValueError, OverflowError):  # not a number; infinite
-        most = int(_LONGEST_TIMEOUT / timedelta(minutes=1))
-        raise MeshArgumentError(
-            f"{argument}={shown(minutes)} cannot be waited for: give a number of minutes above 0, at most {most}"
-        ) from None
+        raise MeshArgumentError(f"{argument}={shown(minutes)} cannot be waited for: give {wanted}") from None
     return timeout
 
 

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.build import resolve_world_size
-from automodel_mesh.checks import is_int, wrong_type
+from automodel_mesh.checks import is_int, timeout_of_minutes, wrong_type
 from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.errors import MeshArgumentError
-from automodel_mesh.fields import as_dict, brief, check_flags, check_positive, from_dict, one_of_names
+from automodel_mesh.fields import as_dict, brief, check_flags, from_dict, one_of_names
 from automodel_mesh.keywords import suggest_keywords
 from automodel_mesh.lookups import MeshLookups
 from automodel_mesh.mesh import MeshContext
@@ -187,7 +187,7 @@ class DistributedSetup(MeshLookups):
         """
         sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
         _check_type("parallelism_sizes", sizes, ParallelismSizes)
-        check_positive("timeout_minutes", timeout_minutes, "minutes", default="the backend's own")
+        timeout_of_minutes("timeout_minutes", timeout_minutes)
         _check_world_size(world_size)
         pipeline = _coerce(PipelineConfig, "pipeline_config", pipeline_config)
         moe = _coerce(MoEParallelizerConfig, "moe_parallel_config", moe_parallel_config)

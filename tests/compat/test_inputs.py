@@ -12,7 +12,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes, compat, mesh_utils
+from automodel_mesh import (
+    DistributedSetup,
+    FSDP2Config,
+    MeshContext,
+    ParallelismSizes,
+    compat,
+    initialize_distributed,
+    mesh_utils,
+)
 from automodel_mesh.compat import worlds
 from automodel_mesh.compat.family import family_of, lookups_of
 from automodel_mesh.errors import MeshArgumentError, MeshTypeError
@@ -220,9 +228,21 @@ def test_a_timeout_that_torch_cannot_wait_for_is_refused(timeout: Any) -> None:
 
 @pytest.mark.parametrize("minutes", [0, -1, float("inf"), float("nan"), 1e30, "5", True])
 def test_a_number_of_minutes_that_torch_cannot_wait_for_is_refused(minutes: Any) -> None:
-    """`timeout_minutes` is a number above 0 and at most a hundred years."""
-    with fake_world(8), pytest.raises((MeshArgumentError, MeshTypeError), match="timeout_minutes="):
-        MeshContext.build(FSDP2Config(), ParallelismSizes(), timeout_minutes=minutes)
+    """`timeout_minutes` is a number above 0 and at most a hundred years, refused with one message wherever it is."""
+    calls: list[Callable[[], object]] = [
+        lambda: MeshContext.build(FSDP2Config(), ParallelismSizes(), timeout_minutes=minutes),
+        lambda: DistributedSetup.build("fsdp2", timeout_minutes=minutes),
+        lambda: initialize_distributed("fake", timeout_minutes=minutes),
+    ]
+    messages: set[str] = set()
+    with fake_world(8):
+        for call in calls:
+            with pytest.raises((MeshArgumentError, MeshTypeError)) as caught:
+                call()
+            messages.add(str(caught.value))
+    (message,) = messages
+    assert message.startswith(f"timeout_minutes={minutes!r} ")
+    assert "give a number of minutes above 0, at most 52560000, or None for the backend's own timeout" in message
 
 
 def test_a_string_alone_is_no_list_of_names() -> None:
