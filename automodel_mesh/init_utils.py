@@ -9,14 +9,17 @@ import os
 import threading
 import weakref
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.compat.worlds import end_world
+from automodel_mesh.checks import timeout_of_minutes
+from automodel_mesh.compat.backends import checked_backend, device_type_for, devices_of
+from automodel_mesh.compat.devices import current_device, device_module, select_device
+from automodel_mesh.compat.worlds import end_world, start_world
+from automodel_mesh.errors import MeshArgumentError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -38,14 +41,6 @@ LAUNCHER_VARIABLES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SI
 EXIT_SECONDS: Final = 5.0
 """How long the interpreter waits at its exit, at most, for the process groups to shut down."""
 
-_BACKENDS: Final = {
-    "gloo": frozenset({"gloo"}),
-    "nccl": frozenset({"nccl"}),
-    "cpu:gloo,cuda:nccl": frozenset({"gloo", "nccl"}),
-    "cuda:nccl,cpu:gloo": frozenset({"gloo", "nccl"}),
-}
-_A_YEAR: Final = 60.0 * 24 * 365  # in minutes
-
 
 @dataclass(frozen=True)
 class DistInfo:
@@ -57,7 +52,8 @@ class DistInfo:
         world_size: Number of ranks, at least 1.
         local_rank: The rank of this process among those on its machine, from 0 to `local_world_size - 1`.
         local_world_size: Number of ranks on this machine, at least 1.
-        device: The device to compute on: `cuda:<local_rank>` with NCCL, else `cpu`.
+        device: The device to compute on: the accelerator of the local rank, such as `cuda:<local_rank>` with NCCL, or
+            `cpu`.
         is_main: Whether this is rank 0, which usually logs and saves.
     """
 
@@ -79,7 +75,7 @@ class _RankInfo(NamedTuple):
     local_world_size: int
 
 
-def initialize_distributed(backend: str, timeout_minutes: float = 10.0) -> DistInfo:
+def initialize_distributed(backend: str, timeout_minutes: float | None = 10.0) -> DistInfo:
     """Initialise torch.distributed in this process: select its device, and create the default process group.
 
     Under torchrun, or any launcher that sets `LAUNCHER_VARIABLES`, the ranks connect at `MASTER_ADDR:MASTER_PORT`.
@@ -100,21 +96,23 @@ def initialize_distributed(backend: str, timeout_minutes: float = 10.0) -> DistI
     called as usual; if it calls `sys.exit`, the shutdown described above follows.
 
     Args:
-        backend: `"gloo"` to compute on CPUs; `"nccl"` to compute on GPUs; `"cpu:gloo,cuda:nccl"` to compute on GPUs
-            and have collectives for tensors on the CPU as well.
-        timeout_minutes: How long ranks wait for each other, in this call and in each collective, in minutes; more than
-            0 and at most a year. The default is torch's own for NCCL.
+        backend: Any backend that torch knows, also one that was registered with it, or a list of backends for device
+            types: `"gloo"` to compute on CPUs, `"nccl"` to compute on GPUs, `"cpu:gloo,cuda:nccl"` to compute on GPUs
+            and have collectives for tensors on the CPU as well. The device is the accelerator, if the backend serves
+            it, else the CPU; with `"gloo"`, which serves both, it is the CPU.
+        timeout_minutes: How long ranks wait for each other, in this call and in each collective, in minutes, above 0.
+            The default is torch's own for NCCL; `None` means that of the backend.
 
     Returns:
         The rank and the device of this process, and the number of ranks.
 
     Raises:
         TypeError: `backend` is not a str, or `timeout_minutes` is not a number.
-        ValueError: An argument has another value than listed; the environment has some of the launcher's variables and
-            lacks others, or one of them is malformed or contradicts another; or the existing process group lacks
-            a requested backend.
-        RuntimeError: NCCL is requested, but this torch is built without it or sees no GPU, or there are fewer GPUs than
-            local ranks; torch is built without gloo; or the ranks did not connect in time (torch's own error).
+        ValueError: `backend` is malformed, or torch does not know it; a timeout that torch cannot wait for; the
+            environment has some of the launcher's variables and lacks others, or one of them is malformed or
+            contradicts another; or the existing process group lacks a requested backend.
+        RuntimeError: This torch is built without the backend, or has no device that it serves, or there are fewer
+            devices than local ranks; or the ranks did not connect in time (torch's own error).
 
     Torch releases:
         The same on all. Without this function, a rank of torch 2.6 to 2.13 that exits during a collective waits until
@@ -123,20 +121,20 @@ def initialize_distributed(backend: str, timeout_minutes: float = 10.0) -> DistI
     Source:
         `torch.distributed.init_process_group`; the variables are those of torchrun.
     """
-    names = _backend_names(backend)
-    timeout = _timeout(timeout_minutes)
+    asked = _checked_name(backend)
+    timeout = timeout_of_minutes("timeout_minutes", timeout_minutes)
     if dist.is_initialized():
-        return _describe_existing_world(backend, names)
+        return _describe_existing_world(asked)
     launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
     info = _read_rank_info() if launched else _RankInfo(0, 1, 0, 1)
-    _require_backends(backend, names)
-    device = _select_device(names, info.local_rank)
+    device = _select_device(asked, info.local_rank)
     # A store in the memory of this process, which opens no port. It is documented; torch's stubs do not export it.
     store = None if launched else dist.HashStore()  # type: ignore[attr-defined]
-    dist.init_process_group(backend, timeout=timeout, rank=info.rank, world_size=info.world_size, store=store)
+    start_world(timeout, backend=asked, rank=info.rank, world_size=info.world_size, store=store)
+    info = info._replace(rank=dist.get_rank(), world_size=dist.get_world_size())
     _shutdown_of_process(os.getpid()).register_world(device)
-    logger.info("rank %d of %d: %s on %s", info.rank, info.world_size, backend, device)
-    return DistInfo(backend, *info, device, is_main=info.rank == 0)
+    logger.info("rank %d of %d: %s on %s", info.rank, info.world_size, asked, device)
+    return DistInfo(asked, *info, device, is_main=info.rank == 0)
 
 
 def get_rank_safe() -> int:
@@ -190,25 +188,13 @@ def get_local_world_size_preinit() -> int:
 # --- arguments and environment
 
 
-def _backend_names(backend: object) -> frozenset[str]:
-    valid = ", ".join(repr(name) for name in _BACKENDS)
+def _checked_name(backend: object) -> str:
     if not isinstance(backend, str):
-        raise TypeError(f"backend={backend!r} is of type {type(backend).__name__}: give one of {valid}")
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown: give one of {valid}")
-    return _BACKENDS[backend]
-
-
-def _timeout(minutes: object) -> timedelta:
-    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)):
         raise TypeError(
-            f"timeout_minutes={minutes!r} is of type {type(minutes).__name__}: give a number of minutes, such as 10"
+            f"backend={backend!r} is of type {type(backend).__name__}: give the name of a backend, such as 'gloo', or "
+            "a list, such as 'cpu:gloo,cuda:nccl'"
         )
-    if not 0 < minutes <= _A_YEAR:  # NaN is neither
-        raise ValueError(
-            f"timeout_minutes={minutes} is out of range: give minutes, more than 0 and at most {_A_YEAR:.0f} (a year)"
-        )
-    return timedelta(minutes=minutes)
+    return str.__str__(backend).lower()
 
 
 def _read(name: str, default: int, *, least: int = 0) -> int:
@@ -254,52 +240,50 @@ def _require_at_most(name: str, value: int, size_name: str, most: int) -> None:
 # --- worlds and devices
 
 
-def _describe_existing_world(backend: str, names: frozenset[str]) -> DistInfo:
+def _describe_existing_world(asked: str) -> DistInfo:
     """Describe a process group that exists already, made by an earlier call or by other code."""
-    config = dist.get_backend_config()  # such as "cpu:gloo,cuda:gloo"
-    there = {pair.rpartition(":")[2] for pair in config.split(",")}
-    if any(name.startswith("nccl") for name in there):
-        there.add("nccl")  # torch 2.15 has several, such as "nccl2"
-    if not names <= there:
+    whole = dist.get_backend()
+    there = devices_of(whole)
+    if ":" in asked:
+        wanted = devices_of(asked)
+        lacks = not wanted.items() <= there.items()
+    else:
+        # From 2.14 on torch has several backends that are NCCL's, such as "nccl2".
+        wanted = {kind: name for kind, name in there.items() if name == asked or asked == "nccl" == name[:4]}
+        lacks = not wanted
+    if lacks:
+        config = ",".join(f"{kind}:{name}" for kind, name in there.items())
         raise ValueError(
-            f"backend={backend!r} was asked for, and this process is in a world with {config!r} already: ask for a "
+            f"backend={asked!r} was asked for, and this process is in a world with {config!r} already: ask for a "
             "backend that it has, or call torch.distributed.destroy_process_group() first"
         )
-    device = torch.device("cuda", torch.cuda.current_device()) if "nccl" in names else torch.device("cpu")
+    kind = device_type_for(asked if asked == whole else ",".join(map(":".join, wanted.items())))
     rank = dist.get_rank()
     info = _RankInfo(rank, dist.get_world_size(), get_local_rank_preinit(), get_local_world_size_preinit())
-    logger.info("torch.distributed is initialised already, with %s: rank %d of %d", config, rank, info.world_size)
-    return DistInfo(backend, *info, device, is_main=rank == 0)
+    logger.info("torch.distributed is initialised already, with %s: rank %d of %d", whole, rank, info.world_size)
+    return DistInfo(asked, *info, current_device(kind), is_main=rank == 0)
 
 
-def _require_backends(backend: str, names: frozenset[str]) -> None:
-    if "gloo" in names and not dist.is_gloo_available():
-        raise RuntimeError(f"backend={backend!r} needs gloo, and torch {compat.TORCH_VERSION} is built without it")
-    if "nccl" not in names:
-        return
-    if not dist.is_nccl_available():
-        why = f"torch {compat.TORCH_VERSION} is built without it"
-    elif not torch.cuda.is_available():
-        why = f"torch {compat.TORCH_VERSION} sees no GPU it could use (is there a driver for one?)"
-    else:
-        return
-    raise RuntimeError(f"backend={backend!r} needs NCCL, and {why}: ask for backend='gloo' to compute on the CPU")
-
-
-def _select_device(names: frozenset[str], local_rank: int) -> torch.device:
-    """Return the rank's device; a GPU is also made the current device, which NCCL and torch use by default."""
-    if "nccl" not in names:
+def _select_device(asked: str, local_rank: int) -> torch.device:
+    """Return the rank's device; an accelerator is also made the current device, which torch uses by default."""
+    served = checked_backend(asked)
+    kind = device_type_for(asked)
+    if kind == "cpu":
+        if "cpu" not in served:
+            raise MeshArgumentError(
+                f"backend={asked!r} serves {', '.join(served)}, and torch {compat.TORCH_VERSION} can use no such "
+                "device here (is there a driver for one?): ask for backend='gloo' to compute on the CPU"
+            )
         return torch.device("cpu")
-    gpus = torch.cuda.device_count()
-    if local_rank >= gpus:
+    count = device_module(kind).device_count()
+    if local_rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        of_cuda = f" (CUDA_VISIBLE_DEVICES={visible})" if kind == "cuda" else ""
         raise RuntimeError(
-            f"LOCAL_RANK={local_rank} has no GPU: this process sees {gpus} "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}). Start at most {gpus} "
-            "processes on this machine, or make all of its GPUs visible to each"
+            f"LOCAL_RANK={local_rank} has no device: this process sees {count} of type {kind!r}{of_cuda}. Start at "
+            f"most {count} processes on this machine, or make all of its devices visible to each"
         )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
+    return select_device(kind, local_rank)
 
 
 # --- shutdown
@@ -348,8 +332,8 @@ class _WorldShutdown:
     def _wait_and_shut_down(self) -> None:
         self._requested.wait()
         try:
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)  # each thread has a current device of its own
+            if self._device.type != "cpu":
+                select_device(self._device.type, self._device.index)  # each thread has a current device of its own
             _signal_and_hold(self._finished, end_world())
         except RuntimeError as error:
             logger.warning("the process group did not shut down cleanly: %s", error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
 import signal
@@ -160,7 +159,7 @@ def test_ranks_exit_without_waiting_for_other_ranks() -> None:
 def test_a_process_without_a_launcher_is_rank_0_of_1() -> None:
     """It is rank 0 of 1; a second call returns the same, also after the process group was destroyed and made again."""
     expected = DistInfo("gloo", 0, 1, 0, 1, torch.device("cpu"), is_main=True)
-    for timeout in (0.5, 3):
+    for timeout in (0.5, 3, None, 52_560_000):
         assert initialize_distributed("gloo", timeout_minutes=timeout) == expected
         assert initialize_distributed("gloo") == expected
         total = torch.ones(2)
@@ -215,15 +214,15 @@ def test_variables_must_be_whole_numbers(monkeypatch: pytest.MonkeyPatch, reader
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("mpi",), ValueError, r"backend='mpi' is unknown: give one of 'gloo', 'nccl', 'cpu:gloo,cuda:nccl'"),
-        (("GLOO",), ValueError, r"backend='GLOO' is unknown"),
-        ((None,), TypeError, r"backend=None is of type NoneType: give one of 'gloo'"),
-        (("gloo", 0), ValueError, r"timeout_minutes=0 is out of range: give minutes, more than 0"),
-        (("gloo", -2.5), ValueError, r"timeout_minutes=-2.5 is out of range"),
-        (("gloo", math.nan), ValueError, r"timeout_minutes=nan is out of range"),
-        (("gloo", math.inf), ValueError, r"timeout_minutes=inf is out of range"),
-        (("gloo", True), TypeError, r"timeout_minutes=True is of type bool: give a number of minutes"),
-        (("gloo", "10"), TypeError, r"timeout_minutes='10' is of type str"),
+        (
+            ("glooo",),
+            ValueError,
+            r"backend 'glooo' is not known to torch \(did you mean 'gloo'\?\): give one of gloo, ",
+        ),
+        (("cpu:gloo;cuda:nccl",), ValueError, r"backend 'cpu:gloo;cuda:nccl' cannot be read"),
+        (("",), ValueError, r"backend '' is not known to torch"),
+        ((None,), TypeError, r"backend=None is of type NoneType: give the name of a backend, such as 'gloo'"),
+        (("gloo", 0), ValueError, r"timeout_minutes=0 cannot be waited for: give a number of minutes above 0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
@@ -267,7 +266,7 @@ def test_wrong_environments_are_refused(
 def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """The error for NCCL without a GPU advises to use gloo."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides any GPUs: CUDA is not initialised yet
-    with pytest.raises(RuntimeError, match=rf"backend='{backend}' needs NCCL, and torch .* backend='gloo'"):
+    with pytest.raises(RuntimeError, match=r"backend 'nccl'(: this torch was built without it| needs a GPU, .*'gloo')"):
         initialize_distributed(backend)
     assert not dist.is_initialized()
 
@@ -284,7 +283,9 @@ def test_a_rank_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) 
             patch.setenv(name, str(gpus + 1))
         for name, value in {**LAUNCHED, "LOCAL_RANK": str(gpus)}.items():
             patch.setenv(name, os.environ.get(name, value))
-        with pytest.raises(RuntimeError, match=rf"LOCAL_RANK={gpus} has no GPU: this process sees {gpus} \(CUDA_VIS"):
+        with pytest.raises(
+            RuntimeError, match=rf"LOCAL_RANK={gpus} has no device: .* {gpus} of type 'cuda' \(CUDA_VIS"
+        ):
             initialize_distributed("nccl")
     info = initialize_distributed("cpu:gloo,cuda:nccl")
     assert info.device == torch.device("cuda", 0)
