@@ -35,6 +35,7 @@ from automodel_mesh.testing import (
     unavailable_reason,
     worlds,
 )
+from tests import toy_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -326,11 +327,26 @@ def test_a_process_with_a_process_group_cannot_start_ranks() -> None:
         run_ranks(os.getpid, 1)
 
 
-def test_a_process_with_cuda_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA context cannot be used after a fork, so it is an error (CUDA is mocked: no GPU needed)."""
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(RuntimeError, match="CUDA is initialised in this process"):
+def test_a_process_that_uses_an_accelerator_cannot_start_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator cannot be used after a fork, so it is an error (CUDA is mocked: no GPU needed)."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        with pytest.raises(RuntimeError, match="'cuda' is initialised in this process.* PYTORCH_NVML_BASED_CUDA_CHECK"):
+            run_ranks(os.getpid, 1)
+    toy = toy_device.register()
+    assert run_ranks(toy.is_initialized, 1) == [False]
+    toy.set_device(1)
+    with pytest.raises(RuntimeError, match=r"'toy' is initialised in this process, .* \(device_type='toy'\)$"):
         run_ranks(os.getpid, 1)
+
+
+def test_ranks_use_the_devices_of_any_accelerator_in_turn() -> None:
+    """Each rank selects its device, the rank modulo the number of devices; a device type without any is an error."""
+    toy = toy_device.register()
+    assert run_ranks(toy.current_device, 6, backend="toyccl", device_type="toy") == [0, 1, 2, 3, 0, 1]
+    assert unavailable_reason(DeviceBackend("toy", "toyccl"), 8) is None
+    with pytest.raises(RanksFailed, match="device_type is 'meta', and torch sees no such device here"):
+        run_ranks(os.getpid, 1, device_type="meta")
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
@@ -682,12 +698,12 @@ def test_the_group_has_the_backend(device_backend):
     if torch.cuda.device_count() == 0:
         result = suite(body, "-m", "cuda")
         result.assert_outcomes(skipped=2, deselected=1)
-        result.stdout.fnmatch_lines("*no GPU: torch * sees none on this machine*")
+        result.stdout.fnmatch_lines("*no device of type 'cuda': torch * sees none on this machine*")
 
 
 def test_nccl_tests_are_skipped_with_too_few_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL needs one GPU for each rank, gloo ranks can share one (the count is mocked: no GPU needed)."""
-    monkeypatch.setattr(worlds, "_gpu_count", lambda: 1)
+    monkeypatch.setattr(worlds, "_device_count", lambda _: 1)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     reason = unavailable_reason(DeviceBackend("cuda", "nccl"), 8)
     assert reason == "NCCL takes one GPU for each rank: 8 ranks, 1 GPU(s) on this machine"

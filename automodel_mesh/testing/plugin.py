@@ -6,7 +6,8 @@ Load it with ``pytest_plugins = ["automodel_mesh.testing"]`` in the top ``confte
   computed once, in the parent, and inherited. In full: ``ranks(8, backend="gloo", timeout=60,
   device_type="cpu")``. Under hypothesis' ``@given`` each example is drawn in the parent and runs on ranks of
   its own: set ``deadline=None``.
-- ``@pytest.mark.cuda``: the test needs a GPU; for ``-m cuda`` and ``-m "not cuda"``.
+- ``@pytest.mark.cuda``: the test needs a GPU; for ``-m cuda`` and ``-m "not cuda"``. There is such a marker for each
+  device type for which this torch has a backend of its own, such as ``xpu``.
 - fixtures ``device_backend``, ``no_leaks``, ``mesh_registry_reset`` and ``fake_world``: ``pytest --fixtures``
   shows what each does.
 
@@ -24,6 +25,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch.distributed as dist
 
 from automodel_mesh import compat
 from automodel_mesh.testing.process import Job
@@ -32,6 +34,23 @@ from automodel_mesh.testing.worlds import DeviceBackend, fake_world, leak_check,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+
+_ACCELERATORS = {"cuda": "nccl"} | {
+    kind: backend
+    for kind, backend in dist.Backend.default_device_backend_map.items()
+    if backend != dist.Backend.GLOO and dist.is_backend_available(backend)
+}
+"""The device types that this torch is built for, or that a package has registered, and the backend of each."""
+
+_PAIRS = [
+    DeviceBackend("cpu", "gloo"),
+    *(
+        DeviceBackend(kind, name)
+        for kind, backend in _ACCELERATORS.items()
+        for name in (backend, "gloo")
+        if kind in dist.Backend.backend_capability[name]
+    ),
+]
 
 # --- fixtures
 
@@ -65,15 +84,14 @@ def _fake_world() -> Callable[..., contextlib.AbstractContextManager[None]]:
 
 @pytest.fixture(
     params=[
-        pytest.param(DeviceBackend("cpu", "gloo"), id="cpu-gloo"),
-        pytest.param(DeviceBackend("cuda", "nccl"), id="cuda-nccl", marks=pytest.mark.cuda),
-        pytest.param(DeviceBackend("cuda", "gloo"), id="cuda-gloo", marks=pytest.mark.cuda),
+        pytest.param(pair, id="-".join(pair), marks=[getattr(pytest.mark, pair[0])] if pair[0] != "cpu" else [])
+        for pair in _PAIRS
     ]
 )
 def device_backend(request: pytest.FixtureRequest) -> DeviceBackend:
     """Run the test for each device type and backend; skip those that this machine lacks, with the reason.
 
-    A ``ranks`` test gets its process group on that backend, and each rank chooses its GPU after the fork.
+    A ``ranks`` test gets its process group on that backend, and each rank chooses its device after the fork.
     """
     pair: DeviceBackend = request.param
     marker = request.node.get_closest_marker("ranks")
@@ -93,7 +111,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "ranks(world_size, *, backend='gloo', timeout=60.0, device_type='cpu'): run the test's body on that "
         "many forked ranks inside one process group",
     )
-    config.addinivalue_line("markers", "cuda: the test needs a GPU")
+    for kind in _ACCELERATORS:
+        config.addinivalue_line("markers", f"{kind}: the test needs a device of this type")
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 

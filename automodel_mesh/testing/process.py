@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from automodel_mesh.compat.devices import device_module, is_device_type, select_device
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
@@ -50,8 +52,10 @@ class Job:
             raise ValueError(f"world_size is {self.world_size!r}; give the number of ranks, at least 1")
         if not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout!r}; give the time limit in seconds, more than 0")
-        if self.device_type not in ("cpu", "cuda"):
-            raise ValueError(f"device_type is {self.device_type!r}; ranks run on 'cpu' or 'cuda'")
+        if not is_device_type(self.device_type):
+            raise ValueError(
+                f"device_type is {self.device_type!r}; ranks run on 'cpu', or an accelerator of torch's, such as 'cuda'"
+            )
 
 
 @dataclass(frozen=True)
@@ -170,11 +174,12 @@ def _run_function(job: Job, context: RankContext) -> Message:
 
 
 def _prepare_device_and_group(job: Job, context: RankContext) -> None:
-    if job.device_type == "cuda":
-        gpus = torch.cuda.device_count()
-        if not gpus:
-            raise RuntimeError("device_type is 'cuda', and torch sees no GPU here")
-        torch.cuda.set_device(context.rank % gpus)
+    if job.device_type != "cpu":
+        module = device_module(job.device_type)
+        count = module.device_count() if module is not None else 0
+        if not count:
+            raise RuntimeError(f"device_type is {job.device_type!r}, and torch sees no such device here")
+        select_device(job.device_type, context.rank % count)
     if job.backend is not None:
         store = (context.folder / "store").as_uri()
         dist.init_process_group(job.backend, store, rank=context.rank, world_size=job.world_size)
@@ -250,12 +255,12 @@ def _outcome_types() -> tuple[type[BaseException], ...]:
 
 
 class _ValuePickler(pickle.Pickler):
-    """Refuses tensors that would start CUDA in the parent when they are unpickled."""
+    """Refuses tensors that would start an accelerator in the parent when they are unpickled."""
 
     def reducer_override(self, value: Any) -> Any:
         """Raise for a tensor on a device; pickle all else as usual."""
         if isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta"):
-            raise TypeError(f"a tensor on {value.device} would start CUDA in the parent; return its .cpu()")
+            raise TypeError(f"a tensor on {value.device} would start that device in the parent; return its .cpu()")
         return NotImplemented
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 
+from automodel_mesh.compat.devices import initialised_device_types
 from automodel_mesh.testing.process import (
     LENGTH_BYTES,
     STACK_SIGNAL,
@@ -80,8 +80,8 @@ def run_ranks(
         backend: of the default process group (``"gloo"``, ``"nccl"``, ...); ``None`` makes no process group.
         timeout: seconds for the whole run; ranks still running then write their stacks, for the report, and are
             killed.
-        device_type: ``"cpu"`` or ``"cuda"``. With ``"cuda"`` rank ``r`` uses GPU ``r % number_of_gpus``,
-            which it chooses after the fork.
+        device_type: ``"cpu"``, or that of an accelerator, such as ``"cuda"``, of which rank ``r`` uses device
+            ``r % number_of_devices``, which it chooses after the fork.
         capture: show each rank's stdout and stderr in the report of a failure only; ``False`` lets the ranks
             write where this process writes.
         **kwargs: keyword arguments for ``function``.
@@ -93,7 +93,7 @@ def run_ranks(
         RanksFailed: a rank raised, died, returned what cannot be pickled, or ran past the time limit. A skip
             (`pytest.skip`, `unittest.SkipTest`), `pytest.xfail`, `pytest.exit` or a rejected hypothesis
             example that *every* rank raised is raised here instead.
-        RuntimeError: ranks cannot be forked from this process: it has initialised CUDA, belongs to a process
+        RuntimeError: ranks cannot be forked from this process: it has used an accelerator, belongs to a process
             group itself, or runs where there is no ``fork`` (Windows).
         ValueError: ``world_size``, ``timeout`` or ``device_type`` is out of range.
     """
@@ -119,11 +119,11 @@ def run_job(job: Job) -> list[RankResult]:
 def _refuse_unsafe_fork() -> None:
     if not hasattr(os, "fork"):
         raise RuntimeError(f"ranks are forked, and {sys.platform} has no fork; run this on Linux or macOS")
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
+    if used := initialised_device_types():
+        cuda = ", and PYTORCH_NVML_BASED_CUDA_CHECK=1 keeps torch.cuda.is_available() from starting CUDA"
         raise RuntimeError(
-            "CUDA is initialised in this process, and a CUDA context does not survive a fork: every CUDA "
-            "call of a rank would fail. Use the GPU on the ranks only (device_type='cuda'), and set "
-            "PYTORCH_NVML_BASED_CUDA_CHECK=1 to keep torch.cuda.is_available() from starting CUDA"
+            f"the device {used[0]!r} is initialised in this process, and does not survive a fork: every use of it on a "
+            f"rank would fail. Use it on the ranks only (device_type={used[0]!r}){cuda if 'cuda' in used else ''}"
         )
     if dist.is_initialized():
         raise RuntimeError(

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from automodel_mesh import compat
 from automodel_mesh.compat import worlds
+from automodel_mesh.compat.devices import device_module
 from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.testing.ranks import run_ranks
 
@@ -28,8 +29,8 @@ class DeviceBackend(NamedTuple):
     """A device type and a backend for it: the value of fixture `device_backend`.
 
     Attributes:
-        device_type: ``"cpu"`` or ``"cuda"``.
-        backend: ``"gloo"`` or ``"nccl"``.
+        device_type: ``"cpu"``, or that of an accelerator, such as ``"cuda"``.
+        backend: ``"gloo"``, or that of the accelerator, such as ``"nccl"``.
     """
 
     device_type: str
@@ -110,7 +111,7 @@ def fake_world(world_size: int, rank: int = 0) -> Generator[None, None, None]:
 def unavailable_reason(pair: DeviceBackend, world_size: int) -> str | None:
     """Return the reason why this machine cannot run that many ranks on a device and backend.
 
-    CUDA is not initialised in this process.
+    No accelerator is initialised in this process.
 
     Args:
         pair: one of the values of fixture `device_backend`.
@@ -120,28 +121,28 @@ def unavailable_reason(pair: DeviceBackend, world_size: int) -> str | None:
         The reason, one line of text; `None` if the ranks can run.
 
     Raises:
-        RuntimeError: ranks cannot be forked from this process, and one has to count the GPUs: see `run_ranks`.
+        RuntimeError: ranks cannot be forked from this process, and one has to count the devices: see `run_ranks`.
     """
-    available = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}[pair.backend]
-    if not available():
+    if not dist.is_backend_available(pair.backend):
         return f"torch {torch.__version__} is built without {pair.backend}"
     if pair.device_type == "cpu":
         return None
-    gpus = _gpu_count()
-    if not gpus:
-        return f"no GPU: torch {torch.__version__} sees none on this machine"
-    if pair.backend == "nccl" and world_size > gpus:
-        return f"NCCL takes one GPU for each rank: {world_size} ranks, {gpus} GPU(s) on this machine"
+    devices = _device_count(pair.device_type)
+    if not devices:
+        return f"no device of type {pair.device_type!r}: torch {torch.__version__} sees none on this machine"
+    if pair.backend == "nccl" and world_size > devices:
+        return f"NCCL takes one GPU for each rank: {world_size} ranks, {devices} GPU(s) on this machine"
     return None
 
 
 @functools.cache
-def _gpu_count() -> int:
-    """Count the GPUs on a forked rank: where NVML is missing, counting initialises CUDA."""
-    return int(run_ranks(_count_gpus, 1, backend=None)[0])
+def _device_count(device_type: str) -> int:
+    """Count the devices on a forked rank: for CUDA, counting initialises it where NVML is missing."""
+    return int(run_ranks(_count_devices, 1, device_type, backend=None)[0])
 
 
-def _count_gpus() -> int:
+def _count_devices(device_type: str) -> int:
+    module = device_module(device_type)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a driver without a device warns; we report that ourselves
-        return torch.cuda.device_count()
+        return 0 if module is None else int(module.device_count())
