@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
-from automodel_mesh.checks import timeout_of_minutes
+from automodel_mesh.checks import timeout_of_minutes, wrong_type
 from automodel_mesh.compat.backends import checked_backend, device_type_for, devices_of
 from automodel_mesh.compat.devices import current_device, device_module, select_device
 from automodel_mesh.compat.worlds import end_world, start_world
@@ -190,10 +190,7 @@ def get_local_world_size_preinit() -> int:
 
 def _checked_name(backend: object) -> str:
     if not isinstance(backend, str):
-        raise TypeError(
-            f"backend={backend!r} is of type {type(backend).__name__}: give the name of a backend, such as 'gloo', or "
-            "a list, such as 'cpu:gloo,cuda:nccl'"
-        )
+        raise wrong_type("backend", backend, "the name of a backend, such as 'gloo', or a list: 'cpu:gloo,cuda:nccl'")
     return str.__str__(backend).lower()
 
 
@@ -253,7 +250,7 @@ def _describe_existing_world(asked: str) -> DistInfo:
         lacks = not wanted
     if lacks:
         config = ",".join(f"{kind}:{name}" for kind, name in there.items())
-        raise ValueError(
+        raise MeshArgumentError(
             f"backend={asked!r} was asked for, and this process is in a world with {config!r} already: ask for a "
             "backend that it has, or call torch.distributed.destroy_process_group() first"
         )
@@ -279,7 +276,7 @@ def _select_device(asked: str, local_rank: int) -> torch.device:
     if local_rank >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         of_cuda = f" (CUDA_VISIBLE_DEVICES={visible})" if kind == "cuda" else ""
-        raise RuntimeError(
+        raise MeshArgumentError(
             f"LOCAL_RANK={local_rank} has no device: this process sees {count} of type {kind!r}{of_cuda}. Start at "
             f"most {count} processes on this machine, or make all of its devices visible to each"
         )
