@@ -7,7 +7,7 @@ package and nowhere else in the project.
 from __future__ import annotations
 
 from automodel_mesh.compat.create import init_device_mesh
-from automodel_mesh.compat.eras.gate import ERA_NAME
+from automodel_mesh.compat.eras.gate import ERA_NAME, era
 from automodel_mesh.compat.eras.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
 from automodel_mesh.compat.folding import flatten, refold, unflatten
 from automodel_mesh.compat.groups import GroupReport, GroupSpec
@@ -67,3 +67,6 @@ __all__ = [
     "torch_at_least",
     "unflatten",
 ]
+
+# Whatever flattens a mesh of ours without us, torch or a framework, then gets what our function makes.
+era.take_over(flatten, slice_mesh)

@@ -6,7 +6,7 @@ pyright check each era module against this interface (`gate.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 class Era(Protocol):
     """The functions of an era module: how a span of torch releases stores meshes."""
+
+    def take_over(self, flatten: Callable[..., DeviceMesh], slice_mesh: Callable[..., DeviceMesh]) -> None:
+        """Have torch's own calls on meshes that we made use these functions, where torch's would hang or be wrong."""
+        ...
+
+    def restore_torch(self) -> None:
+        """Undo what this library changes in torch, for comparisons with plain torch; it is not used afterwards."""
+        ...
 
     def root_of(self, mesh: DeviceMesh) -> DeviceMesh:
         """Return the mesh that this one was derived from, through any number of steps; a root returns itself."""

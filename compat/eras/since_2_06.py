@@ -9,7 +9,8 @@ more, so neither must this code. Delete the module when the floor reaches 2.10.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
 
 from automodel_mesh.compat.eras import facts
+from automodel_mesh.compat.worlds import live_meshes
 from automodel_mesh.topology.layouts import Layout, first_position, fold, native_layouts, size_of
 
 if TYPE_CHECKING:
@@ -27,55 +29,105 @@ _AXES = "_automodel_mesh_axes"
 
 
 class _TableOnMeshes(MutableMapping[DeviceMesh, Any]):
-    """One table of the registry, its entries stored on the meshes, by identity and for every thread."""
+    """One table of the registry, its entries stored on the meshes, by identity and for every thread.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of the table.
+        meshes: those that torch has made already. Only they take over an entry of torch's table that is found by mesh
+            equality, as torch finds it.
+    """
+
+    def __init__(self, name: str, meshes: Iterable[DeviceMesh]) -> None:
         self._attribute = f"_automodel_mesh_registry_{name}"
         self._holders: weakref.WeakValueDictionary[int, DeviceMesh] = weakref.WeakValueDictionary()
-        # The entries made before this module was imported; looked up by mesh equality, as torch does.
-        self._earlier: dict[DeviceMesh, Any] = _mesh_resources.__dict__.get(name, {})
+        earlier: dict[DeviceMesh, Any] = _mesh_resources.__dict__.get(name, {})
+        for mesh in meshes:
+            if mesh in earlier:
+                self[mesh] = earlier[mesh]
+        earlier.clear()  # it would keep them alive
 
     def __getitem__(self, mesh: DeviceMesh) -> Any:
         try:
             return vars(mesh)[self._attribute]
-        except (KeyError, AttributeError):
-            return self._earlier[mesh]
+        except TypeError:  # torch asks about None too
+            raise KeyError(mesh) from None
 
     def __setitem__(self, mesh: DeviceMesh, entry: Any) -> None:
         vars(mesh)[self._attribute] = entry
         self._holders[id(mesh)] = mesh
 
+    def setdefault(self, mesh: DeviceMesh, default: Any = None) -> Any:
+        """Return the entry of a mesh, the default if it had none: the same object for threads that ask at once."""
+        entry = vars(mesh).setdefault(self._attribute, default)
+        self._holders[id(mesh)] = mesh
+        return entry
+
     def __delitem__(self, mesh: DeviceMesh) -> None:
-        if vars(mesh).pop(self._attribute, None) is None:
-            del self._earlier[mesh]
+        del vars(mesh)[self._attribute]
         self._holders.pop(id(mesh), None)
 
     def __iter__(self) -> Iterator[DeviceMesh]:
-        yield from list(self._holders.values())
-        yield from list(self._earlier)
+        return iter(list(self._holders.values()))
 
     def __len__(self) -> int:
-        return len(self._holders) + len(self._earlier)
+        return len(self._holders)
 
 
 _TABLES = ("child_to_root_mapping", "root_to_flatten_mapping", "flatten_name_to_root_dims")
 
 
-def restore_registry() -> None:
-    """Restore torch's own tables, for comparisons with plain torch; this module must not be used afterwards."""
-    for name in _TABLES:
-        delattr(type(_mesh_resources), name)
+_registry: Any = type(_mesh_resources)
 
 
-def _replace_table(name: str) -> _TableOnMeshes:
-    table = _TableOnMeshes(name)
+def _replace_tables() -> list[_TableOnMeshes]:
+    # Usually there are no meshes yet, or none that was sliced or flattened, which fills torch's tables.
+    meshes = live_meshes() if any(vars(_mesh_resources).get(name) for name in _TABLES) else []
+    return [_replace_table(name, meshes) for name in _TABLES]
+
+
+def _replace_table(name: str, meshes: Iterable[DeviceMesh]) -> _TableOnMeshes:
+    table = _TableOnMeshes(name, meshes)
     # A property of the class, because the registry is a threading.local: its constructor runs again in every thread and
     # assigns an empty dictionary, which the setter ignores.
-    setattr(type(_mesh_resources), name, property(lambda _: table, lambda _, __: None))
+    setattr(_registry, name, property(lambda _: table, lambda _, __: None))
     return table
 
 
-_roots, _flattened, _flattened_dims = (_replace_table(name) for name in _TABLES)
+_roots, _flattened, _flattened_dims = _replace_tables()
+_torchs_flatten = _registry.create_flatten_mesh
+_torchs_slice = _registry.create_sub_mesh
+
+
+def take_over(flatten: Callable[..., DeviceMesh], slice_mesh: Callable[..., DeviceMesh]) -> None:
+    """Have torch flatten and slice the meshes that we made with these functions.
+
+    An unflattened mesh is a root in the registry, so torch takes the slice of each rank for the whole mesh: slices
+    would make groups of different ranks under one name, and wait for ever. And torch shows wrong ranks for a flattened
+    axis that is not contiguous.
+    """
+
+    @wraps(_torchs_flatten)
+    def flattened_by_us(registry: Any, mesh: DeviceMesh, name: str | None = None, *override: Any) -> Any:
+        if _AXES in vars(mesh):
+            return flatten(mesh, name or None, backend_override=override[0] if override else None)
+        return _torchs_flatten(registry, mesh, name, *override)
+
+    @wraps(_torchs_slice)
+    def sliced_by_us(registry: Any, mesh: DeviceMesh, names: tuple[str, ...], dims: Any) -> Any:
+        return slice_mesh(mesh, names) if _AXES in vars(mesh) else _torchs_slice(registry, mesh, names, dims)
+
+    _set_functions(flattened_by_us, sliced_by_us)
+
+
+def restore_torch() -> None:
+    """Restore torch's own tables and functions."""
+    for name in _TABLES:
+        delattr(_registry, name)
+    _set_functions(_torchs_flatten, _torchs_slice)
+
+
+def _set_functions(flatten: Callable[..., DeviceMesh], slice_mesh: Callable[..., DeviceMesh]) -> None:
+    _registry.create_flatten_mesh, _registry.create_sub_mesh = flatten, slice_mesh
 
 
 def root_of(mesh: DeviceMesh) -> DeviceMesh:
@@ -116,8 +168,10 @@ def make_root(
         placeholders = names or tuple(f"dim_{dim}" for dim in range(grid.ndim))
         mesh = DeviceMesh.from_group(list(groups), device_type, grid, mesh_dim_names=placeholders)
         vars(mesh)["mesh_dim_names"] = names  # a plain attribute in these releases
-        return mesh
-    return DeviceMesh(device_type, grid, mesh_dim_names=names, _init_backend=False)
+    else:
+        mesh = DeviceMesh(device_type, grid, mesh_dim_names=names, _init_backend=False)
+    vars(mesh)[_AXES] = native_layouts(tuple(grid.shape))
+    return mesh
 
 
 def make_derived(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,31 @@ from automodel_mesh.topology.layouts import Layout
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+_OURS = "_automodel_mesh_ours"
+_torchs_flatten = DeviceMesh._create_flatten_mesh
+
+
+def take_over(flatten: Callable[..., DeviceMesh], slice_mesh: Callable[..., DeviceMesh]) -> None:
+    """Have torch flatten the meshes of our roots with our function: so the ranks meet, and no group is made twice.
+
+    Slices are torch's own: they are right or refused.
+    """
+
+    @wraps(_torchs_flatten)
+    def flattened_by_us(mesh: DeviceMesh, name: str | None = None, backend_override: Any = (None, None)) -> Any:
+        if _OURS in vars(mesh._get_root_mesh()):
+            flatten(mesh, name or None, backend_override=backend_override)
+        # Finds what we made. It returns the mesh on 2.10 and 2.11 only, and torch.compile does not accept one later.
+        return _torchs_flatten(mesh, name, backend_override)  # type: ignore[arg-type]  # None is for 2.10 and 2.11
+
+    DeviceMesh._create_flatten_mesh = flattened_by_us  # type: ignore[method-assign, assignment]
+
+
+def restore_torch() -> None:
+    """Restore torch's own function."""
+    DeviceMesh._create_flatten_mesh = _torchs_flatten  # type: ignore[method-assign]
 
 
 def root_of(mesh: DeviceMesh) -> DeviceMesh:
@@ -42,8 +68,11 @@ def make_root(
         with _known_not_to_overlap(layout):
             mesh = DeviceMesh(device_type, _layout=layout, _rank_map=grid.flatten(), **options)
     else:
+        if facts.PRESERVES_RANK_ORDER and bool((grid.flatten().diff() < 0).any()):
+            options["preserve_rank_order"] = True
         mesh = DeviceMesh(device_type, grid, **options)
     _attach(mesh, mesh, groups)
+    vars(mesh)[_OURS] = True
     return mesh
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import device_mesh
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.eras.support import torch_at_least
 
 if TYPE_CHECKING:
@@ -20,14 +21,8 @@ if TYPE_CHECKING:
 
 
 def restore_torch() -> None:
-    """Undo the change of torch by the import of `automodel_mesh.compat`: below 2.10, of the registry's tables.
-
-    Delete when the floor reaches 2.10, with its calls.
-    """
-    if not torch_at_least("2.10"):
-        from automodel_mesh.compat.eras import since_2_06
-
-        since_2_06.restore_registry()
+    """Undo what the import of `automodel_mesh.compat` changes in torch."""
+    era.restore_torch()
 
 
 def init_device_mesh(device_type: str, mesh_shape: tuple[int, ...], **options: Any) -> DeviceMesh:
@@ -86,6 +81,14 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
 def get_coordinate(mesh: DeviceMesh) -> Any:
     """Call `DeviceMesh.get_coordinate`."""
     return mesh.get_coordinate()
+
+
+def ranks_along(mesh: DeviceMesh, dim: int) -> list[int]:
+    """Return the ranks that a mesh shows along an axis, on this rank of it."""
+    index: Any = list(mesh.get_coordinate() or ())
+    index[dim] = slice(None)
+    ranks: list[int] = mesh.mesh[tuple(index)].tolist()
+    return ranks
 
 
 def set_timeout(options: Any, timeout: timedelta) -> None:
