@@ -6,7 +6,6 @@ Without torch, so that a topology can be planned where torch is not installed.
 from __future__ import annotations
 
 import difflib
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from numbers import Integral, Real
@@ -213,29 +212,33 @@ def timeout_of_minutes(argument: str, minutes: object) -> timedelta | None:
     return timeout
 
 
-def checked_ranks(ranks: object, world_size: int | None = None) -> Sequence[int]:
+def checked_ranks(ranks: object, world_size: int | None = None, *, why_ascending: str | None = "") -> Sequence[int]:
     """Return ranks, after checking that they are distinct, ascending, not negative and inside the world.
 
     Args:
-        ranks: global ranks, strictly ascending: the position in the list is the position in the mesh, and torch sorts
-            the ranks of a process group.
+        ranks: global ranks: the position in the list is the position in the mesh.
         world_size: number of ranks in the world; `None` if it is not known.
+        why_ascending: the reason, for the message, if there is more to say; `None` if the ranks may have any order.
 
     Returns:
-        The same ranks: a `range` if they are evenly spaced (it is not listed, however long), else a tuple.
+        The same ranks: a `range` if they ascend evenly spaced (it is not listed, however long), else a tuple.
 
     Raises:
         TypeError: `ranks` is not a sequence, or an item is not an int.
-        ValueError: `ranks` is empty, not strictly ascending, negative, or not inside the world.
+        ValueError: `ranks` is empty, not distinct, not ascending, negative, or not inside the world.
     """
     items = listed("ranks", ranks, f"a list of ints, such as [0, 1, 2]{_ALIKE}")
-    if isinstance(ranks, range) and ranks.step < 0 and len(ranks) > 1:
-        raise MeshArgumentError(f"ranks={ranks} descends: ranks must be strictly ascending; give {ranks[::-1]}")
-    given = ranks if isinstance(ranks, range) else _compact(_ascending(items))
-    if given[0] < 0:
-        raise MeshArgumentError(f"ranks[0]={given[0]} is negative: give global ranks, counted from 0")
-    if world_size is not None and given[-1] >= world_size:
-        index = bisect_left(given, world_size)
+    descends = isinstance(ranks, range) and ranks.step < 0 and len(ranks) > 1
+    if descends and why_ascending is not None:
+        raise MeshArgumentError(
+            f"ranks={ranks} descends: ranks must be strictly ascending{why_ascending}; give {items[::-1]}"
+        )
+    given = ranks if isinstance(ranks, range) and not descends else _compact(_distinct(items, why_ascending))
+    lowest, highest = (given[0], given[-1]) if isinstance(given, range) else (min(given), max(given))
+    if lowest < 0:
+        raise MeshArgumentError(f"ranks[{given.index(lowest)}]={lowest} is negative: give global ranks, counted from 0")
+    if world_size is not None and highest >= world_size:
+        index = next(index for index, rank in enumerate(given) if rank >= world_size)
         raise MeshArgumentError(
             f"ranks[{index}]={given[index]} is outside the world: with world_size={world_size}, "
             f"give ranks from 0 to {world_size - 1}"
@@ -267,24 +270,30 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _ascending(ranks: Sequence[object]) -> tuple[int, ...]:
-    """Return the ranks as a tuple, after checking that each is an int greater than the one before."""
-    seen: list[int] = []
+def _distinct(ranks: Sequence[object], why_ascending: str | None) -> tuple[int, ...]:
+    """Return the ranks as a tuple, after checking that they are ints and distinct, and whether they ascend."""
+    rule = "distinct; give each once"
+    if why_ascending is not None:
+        rule = f"distinct and strictly ascending{why_ascending}; give sorted(set(ranks))"
+    seen: dict[int, int] = {}
+    last = -1
     for index, rank in enumerate(ranks):
         if not is_int(rank):
             raise wrong_type(f"ranks[{index}]", rank, "ints")
-        if seen and rank <= seen[-1]:
-            fault = "repeats" if rank == seen[-1] else "is less than"
-            raise MeshArgumentError(
-                f"ranks[{index}]={rank} {fault} ranks[{index - 1}]={seen[-1]}: ranks must be distinct and "
-                "strictly ascending; give sorted(set(ranks)), the same on every rank"
-            )
-        seen.append(int(rank))
+        other = seen.setdefault(int(rank), index)
+        fault = None
+        if other != index:
+            fault = f"repeats ranks[{other}]={rank}"
+        elif why_ascending is not None and index and rank < last:
+            fault = f"is less than ranks[{index - 1}]={last}"
+        if fault:
+            raise MeshArgumentError(f"ranks[{index}]={rank} {fault}: ranks must be {rule}{_ALIKE}")
+        last = int(rank)
     return tuple(seen)
 
 
 def _compact(ranks: tuple[int, ...]) -> Sequence[int]:
-    """Return evenly spaced ranks as a range, so that equal ranks compare equal however they were given."""
+    """Return ascending, evenly spaced ranks as a range, so that equal ranks compare equal however they were given."""
     first, last = ranks[0], ranks[-1]
     spaced = range(first, last + 1, ranks[1] - first if len(ranks) > 1 else 1)
     return spaced if len(spaced) == len(ranks) and all(map(eq, ranks, spaced)) else ranks

@@ -19,9 +19,10 @@ from automodel_mesh.compat.agreement import operation
 from automodel_mesh.compat.backends import check_backend
 from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compiled
 from automodel_mesh.compat.devices import checked_device_type, device_module
+from automodel_mesh.compat.eras import facts
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, start_family
-from automodel_mesh.compat.groups import AxisRequest, GroupSpec, GroupTable
+from automodel_mesh.compat.groups import SORTS_RANKS, AxisRequest, GroupSpec, GroupTable
 from automodel_mesh.compat.requests import BackendChoice, group_specs
 from automodel_mesh.compat.worlds import start_launched_world
 from automodel_mesh.errors import MeshArgumentError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _MOST_RANKS: Final = 2**31 - 1  # torch keeps ranks as 32-bit integers
+_WHY_ASCENDING: Final = None if facts.PRESERVES_RANK_ORDER else f", as {SORTS_RANKS}"
 
 
 @never_compiled
@@ -60,7 +62,8 @@ def init_device_mesh(
         mesh_dim_names: a distinct name for each axis; `None` for a mesh without names.
         backend_override: for an axis, by index or name: a backend, its options, or both as a pair. An axis with an
             override gets groups of its own. The mapping is not changed (torch empties it).
-        ranks: the global ranks of the mesh in row-major order, ascending; by default 0, 1, 2 and so on.
+        ranks: the global ranks of the mesh in row-major order; by default 0, 1, 2 and so on. Ascending, or, from torch
+            2.15 on, in any order, which all groups of the mesh and of what is derived from it keep.
         timeout: the timeout of every group made for the mesh and the meshes derived from it, and of the default group
             if it is initialised here; by default that of the backend. The timeout of a default group that exists does
             not change, so with a timeout an axis over the whole world gets a group of its own then.
@@ -75,8 +78,9 @@ def init_device_mesh(
         TypeError: a size that is not an integer, a name that is not a string.
 
     Torch releases:
-        2.6 - 2.8 have no `backend_override`, and on every release torch makes a group for each axis, even of one rank;
-        here all releases behave as described.
+        2.6 - 2.8 have no `backend_override`, and on every release torch makes a group for each axis, even of one rank.
+        Up to 2.14 torch sorts the ranks of a mesh's groups, so ranks that do not ascend are refused. Else all releases
+        behave as described.
 
     Source:
         `torch.distributed.device_mesh.init_device_mesh`.
@@ -136,7 +140,7 @@ class _Request(NamedTuple):
             raise MeshArgumentError(
                 f"mesh_shape: a mesh of shape {shape} has {shown(wanted)} ranks: too many for torch."
             )
-        members = range(wanted) if ranks is None else checked_ranks(ranks, world)
+        members = range(wanted) if ranks is None else checked_ranks(ranks, world, why_ascending=_WHY_ASCENDING)
         if len(members) != wanted:
             raise MeshArgumentError(f"a mesh of shape {shape} has {wanted} ranks, but {len(members)} were given.")
         if world is not None and wanted > world:

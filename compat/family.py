@@ -6,11 +6,12 @@ confuses unrelated meshes over the same ranks, and would keep unused meshes aliv
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -18,12 +19,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from automodel_mesh.checks import shown, shown_ranks
 from automodel_mesh.compat.compiled import never_compiled
+from automodel_mesh.compat.eras import facts
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.groups import AxisRequest, GroupTable, made_by_all_ranks
+from automodel_mesh.compat.groups import SORTS_RANKS, AxisRequest, GroupTable, made_by_all_ranks
 from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.compat.worlds import current_world, is_current
 from automodel_mesh.errors import MeshArgumentError, MeshTypeError, ProcessGroupDestroyedError, RankNotInMeshError
-from automodel_mesh.topology.layouts import Layout, group_at
+from automodel_mesh.topology.layouts import Layout, group_at, is_ascending
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _FAMILY = "_automodel_mesh_family"
 _LOOKUPS = "_automodel_mesh_lookups"
+_starting: Final = threading.Lock()
 
 
 class StaysHere:
@@ -65,9 +68,10 @@ class Family(StaysHere):
         self.groups = groups or GroupTable(_ranks_of(root), root.device_type)
         self.closed = False
         self.unflattened: dict[str, set[Layout]] = {}
-        # Groups that we made have the right ranks; those that torch made are compared with the mesh at each use.
-        self._made_here = groups is not None
         self._derived: dict[Any, DeviceMesh] = {}
+        # The meshes, by id, whose groups are known to have the ranks that the mesh shows. Others, which torch made, are
+        # compared with their groups at each use.
+        self._sound = set() if groups is None else {id(root)}
 
     @staticmethod
     def known(mesh: DeviceMesh) -> Family | None:
@@ -85,7 +89,7 @@ class Family(StaysHere):
         """
         self.require_member(mesh)
         group = native_group(mesh, dim)
-        if not self._made_here:
+        if id(mesh) not in self._sound:
             self._require_ranks(mesh, dim, group)
         return group
 
@@ -116,6 +120,7 @@ class Family(StaysHere):
             with _disable_current_modes():
                 mesh = era.make_derived(self.root, axes, names, groups, parent, folded=folded)
             mesh = self._derived.setdefault(key, mesh)
+            self._sound.add(id(mesh))
         return mesh
 
     def operation(self, what: str, mesh: DeviceMesh) -> AbstractContextManager[Operation]:
@@ -132,43 +137,55 @@ class Family(StaysHere):
         """Find or make this rank's groups along some axes; see `GroupTable.find_or_make`.
 
         Raises:
-            MeshArgumentError: the ranks of the root do not ascend, and those of a group always do.
+            MeshArgumentError: the ranks along an axis do not ascend, and no mesh of this torch has such an order.
         """
-        if not self.groups.ascending:
-            raise MeshArgumentError(
-                f"{shown_mesh(self.root)} has its ranks in the order {shown_ranks(self.groups.ranks)}, and the ranks "
-                "of a process group always ascend: build the mesh over ranks in ascending order."
-            )
+        for name, layout, _ in [] if facts.PRESERVES_RANK_ORDER else requests:
+            if not (self.groups.ascending and is_ascending(layout)):
+                raise MeshArgumentError(
+                    f"axis {name!r}: its ranks would not be in ascending order, and {SORTS_RANKS}. Name outer axes "
+                    "before inner ones, in a mesh over ascending ranks."
+                )
+        self.adopt_groups()
         return self.groups.find_or_make(requests, current)
 
-    def adopt_groups(self) -> None:
-        """Remember the groups that torch made for the root and its flattened axes, to share them."""
-        if self.root.get_coordinate() is None or not self.groups.ascending:
+    def adopt_groups(self, *more: DeviceMesh) -> None:
+        """Remember the groups that torch made for the root, its flattened axes and more meshes, to list and share."""
+        if self.root.get_coordinate() is None:
             return
-        # Groups of torch's making are shared only where they are of the default kind: all ranks see that alike.
-        default = dist.get_backend()
-        for mesh in (self.root, *era.flattened(self.root).values()):
+        # Groups of torch's making are shared where they are of the default kind and in order: all ranks see that alike.
+        default, keeps_order = dist.get_backend(), era.keeps_order(self.root)
+        for mesh in (self.root, *era.flattened(self.root).values(), *more):
+            if id(mesh) in self._sound or mesh.get_coordinate() is None:
+                continue
             names = mesh.mesh_dim_names or [f"dim_{dim}" for dim in range(mesh.ndim)]
             for dim, (layout, name) in enumerate(zip(era.axes_of(mesh), names, strict=True)):
-                group = native_group(mesh, dim)
-                if dist.get_backend(group) == default:
-                    self.groups.adopt(name, layout, group)
+                with suppress(ProcessGroupDestroyedError):
+                    group = native_group(mesh, dim)
+                    shared = (
+                        (keeps_order or (self.groups.ascending and is_ascending(layout)))
+                        and dist.get_backend(group) == default
+                        and self._ranks_along(layout) == _ranks_in(group)
+                    )
+                    self.groups.adopt(name, layout, group, shared=shared)
 
     def forget_lookups(self) -> None:
         """Clear the cached lookups of the root and of all meshes derived from it."""
         for mesh in (self.root, *self._derived.values()):
             vars(mesh).pop(_LOOKUPS, None)
         self._derived.clear()
+        self._sound.clear()
+
+    def _ranks_along(self, layout: Layout) -> tuple[int, ...]:
+        ranks = self.groups.ranks
+        return group_at(layout, ranks.index(dist.get_rank()), ranks)
 
     def _require_ranks(self, mesh: DeviceMesh, dim: int, group: ProcessGroup) -> None:
-        ranks = self.groups.ranks
-        shown = list(group_at(era.axes_of(mesh)[dim], ranks.index(dist.get_rank()), ranks))
-        found = dist.get_process_group_ranks(group)
+        shown, found = self._ranks_along(era.axes_of(mesh)[dim]), _ranks_in(group)
         if shown != found:
             raise MeshArgumentError(
                 f"axis {dim} of {shown_mesh(mesh)} shows the ranks {shown_ranks(shown)}, but its process group has "
                 f"{shown_ranks(found)}: a collective would not match the mesh. Build the mesh over ranks in ascending "
-                "order."
+                f"order{', or with preserve_rank_order=True' if facts.PRESERVES_RANK_ORDER else ''}."
             )
 
 
@@ -181,9 +198,8 @@ def family_of(mesh: DeviceMesh) -> Family:
     """
     root = era.root_of(require_mesh(mesh))
     family = root.__dict__.get(_FAMILY)
-    if not isinstance(family, Family):  # torch made the root, or it was copied or unpickled
-        family = start_family(Family(root))
-        family.adopt_groups()
+    if not isinstance(family, Family):
+        family = _family_of_torchs(root)
     if family.closed:
         raise ProcessGroupDestroyedError(
             f"{shown_mesh(mesh)} was closed, its process groups are destroyed: build the mesh again."
@@ -199,6 +215,17 @@ def family_of(mesh: DeviceMesh) -> Family:
 def start_family(family: Family) -> Family:
     """Attach a family to its root mesh."""
     vars(family.root)[_FAMILY] = family
+    return family
+
+
+def _family_of_torchs(root: DeviceMesh) -> Family:
+    """Start the family of a root that torch made, or that was copied or unpickled; one for all threads."""
+    with _starting:
+        family = vars(root).get(_FAMILY)
+        if not isinstance(family, Family):
+            family = Family(root)
+            family.adopt_groups()
+            start_family(family)
     return family
 
 
@@ -228,6 +255,10 @@ def native_group(mesh: DeviceMesh, dim: int) -> ProcessGroup:
             f"the process group along axis {dim} of {shown_mesh(mesh)} does not exist: it was destroyed, or the mesh "
             "was made without groups. Build the mesh again."
         ) from error
+
+
+def _ranks_in(group: ProcessGroup) -> tuple[int, ...]:
+    return tuple(dist.get_process_group_ranks(group))
 
 
 def _ranks_of(root: DeviceMesh) -> tuple[int, ...]:

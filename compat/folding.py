@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from automodel_mesh.checks import check_same_length, checked_name, checked_names, checked_sizes
 from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compiled
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.family import Family, family_of, native_group
+from automodel_mesh.compat.family import Family, family_of
 from automodel_mesh.compat.groups import DEFAULT_SPEC, AxisRequest
 from automodel_mesh.compat.requests import (
     BackendChoice,
@@ -25,7 +25,7 @@ from automodel_mesh.compat.requests import (
 )
 from automodel_mesh.compat.slicing import slice_mesh
 from automodel_mesh.errors import MeshArgumentError
-from automodel_mesh.topology.layouts import Layout, fold, is_ascending, size_of, split
+from automodel_mesh.topology.layouts import Layout, fold, size_of, split
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -82,12 +82,12 @@ def flatten(
             return mesh if mesh.ndim == 1 else slice_mesh(mesh, name)
         known = _flattened_as(family, name, axis, mesh)
         if known is not None:
-            if spec != DEFAULT_SPEC and family.groups.find(axis, spec) is not native_group(known, 0):
+            group = family.along(known, 0)  # refuses one of torch's making whose ranks are in another order
+            if spec != DEFAULT_SPEC and family.groups.find(axis, spec) is not group:
                 raise MeshArgumentError(
                     f"flatten: axis {name!r} exists with another backend or other options; choose another name."
                 )
             return known
-        _require_ascending(axis, names)
         groups = family.make_groups([AxisRequest(name, axis, spec)], current)
     family.require_member(mesh)
     flat = family.derive((axis,), (name,), groups, mesh, folded=True)
@@ -146,13 +146,14 @@ def unflatten(
         require_product(sizes, size_of(axes[index]), f"unflatten of {old_names[index]!r}")
         parts = _parts(axes[index], sizes, old_names[index])
         all_names = checked_names("unflatten: names of all axes", (*old_names[:index], *names, *old_names[index + 1 :]))
+        others = [] if mesh.get_coordinate() is None else [other for other in range(mesh.ndim) if other != index]
+        kept = [family.along(mesh, other) for other in others]
         groups = _groups_of_parts(family, dict(zip(names, parts, strict=True)), backend_override, current)
     _remember_parts(family, mesh, names, parts)
-    kept = [native_group(mesh, other) for other in range(mesh.ndim)]
     return family.derive(
         (*axes[:index], *parts, *axes[index + 1 :]),
         all_names,
-        [*kept[:index], *groups, *kept[index + 1 :]],
+        [*kept[:index], *groups, *kept[index:]],
         mesh,
     )
 
@@ -196,7 +197,6 @@ def refold(
         new_names = checked_names("refold: mesh_dim_names", mesh_dim_names, single=False)
         check_same_length(new_names, sizes, "refold")
         folded = fold(axes)
-        _require_ascending(folded, names)
         require_product(sizes, size_of(folded), f"refold of {names}")
         parts = _parts(folded, sizes, "_".join(names))
         groups = _groups_of_parts(family, dict(zip(new_names, parts, strict=True)), backend_override, current)
@@ -271,11 +271,3 @@ def _parts(axis: Layout, sizes: tuple[int, ...], name: str) -> tuple[Layout, ...
             f"be split into {sizes}. Choose sizes that keep these parts whole."
         )
     return parts
-
-
-def _require_ascending(axis: Layout, names: tuple[str, ...]) -> None:
-    if not is_ascending(axis):
-        raise MeshArgumentError(
-            f"flatten: the axes {names} are not in ascending order, and the ranks of a process group always are: "
-            "flatten a mesh that has them in the order of the root."
-        )

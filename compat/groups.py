@@ -12,13 +12,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import torch.distributed as dist
 
 from automodel_mesh.checks import shown_ranks
 from automodel_mesh.compat.agreement import Operation, operation
 from automodel_mesh.compat.backends import check_backend
+from automodel_mesh.compat.eras import facts
+from automodel_mesh.compat.eras.support import TORCH_VERSION
 from automodel_mesh.compat.splitting import Way, way_to_make
 from automodel_mesh.compat.worlds import current_world, is_alive, named_group, timeout_of, unwrapped_groups
 from automodel_mesh.errors import ProcessGroupDestroyedError
@@ -56,6 +58,14 @@ class GroupSpec(NamedTuple):
 
 DEFAULT_SPEC: Final = GroupSpec()
 
+SORTS_RANKS: Final = (
+    f"torch {TORCH_VERSION} sorts the ranks of a mesh's process groups: before torch 2.15 a mesh keeps no other order"
+)
+"""Why an order of ranks is refused where `facts.PRESERVES_RANK_ORDER` is false."""
+
+_KEEP_ORDER: Final[dict[str, Any]] = {"sort_ranks": False} if facts.PRESERVES_RANK_ORDER else {}
+"""What makes `new_group` keep the order of the ranks that it is given, where a mesh can have its own order."""
+
 
 class GroupReport(NamedTuple):
     """What `list_process_groups` reports of one process group."""
@@ -90,6 +100,11 @@ class _Entry:
         group = None if self.group is None else self.group()
         return group if group is not None and is_alive(group) else None
 
+    def use_for(self, name: str) -> None:
+        """Note that an axis uses the group."""
+        if name not in self.axes:
+            self.axes.append(name)
+
 
 class GroupTable:
     """The process groups of one mesh family, by the ranks they join and by what was asked of them.
@@ -115,9 +130,22 @@ class GroupTable:
         """Begin an operation of the family that may make groups; see `agreement.operation`."""
         return operation(what, range(dist.get_world_size()) if made_by_all_ranks() else self.ranks, self._timeout)
 
-    def adopt(self, name: str, layout: Layout, group: ProcessGroup) -> None:
-        """Remember a group that torch made, so that other axes of the same ranks share it."""
-        self._entries.setdefault((fold([layout]), DEFAULT_SPEC), _Entry(weakref.ref(group))).axes.append(name)
+    def adopt(self, name: str, layout: Layout, group: ProcessGroup, *, shared: bool) -> None:
+        """Remember a group that torch made for an axis, to report it and to share it with axes of the same ranks.
+
+        Args:
+            name: the axis.
+            layout: its layout.
+            group: this rank's group.
+            shared: whether other axes may use it: it is of the default kind, and its ranks have the order of the axis.
+        """
+        entry = next((entry for entry in list(self._entries.values()) if entry.alive() is group), None)
+        if entry is None:
+            ranks = fold([layout])
+            own = not shared or (ranks, DEFAULT_SPEC) in self._entries  # such as a second group of the same ranks
+            entry = _Entry(weakref.ref(group))
+            self._entries[ranks, GroupSpec(owner=group.group_name) if own else DEFAULT_SPEC] = entry
+        entry.use_for(name)
 
     def find_or_make(self, requests: Sequence[AxisRequest], current: Operation) -> list[ProcessGroup]:
         """Return this rank's group along each axis, made now if the family has none; an empty list outside the mesh.
@@ -164,7 +192,7 @@ class GroupTable:
                 timeout=spec.timeout,
                 made_here=entry.made_in is not None,
             )
-            for (_, spec), entry in self._entries.items()
+            for (_, spec), entry in list(self._entries.items())
             if self._member and (group := entry.alive()) is not None
         ]
 
@@ -199,8 +227,7 @@ class GroupTable:
             raise ProcessGroupDestroyedError(
                 f"the ranks of axis {name!r} had a process group, which has been destroyed: build the mesh again."
             )
-        if name not in entry.axes:
-            entry.axes.append(name)
+        entry.use_for(name)
         return group
 
     def _describe(self, requests: Iterable[AxisRequest]) -> str:
@@ -253,6 +280,7 @@ def _new_group(
             spec.options,
             use_local_synchronization=use_local_synchronization,
             group_desc=description,
+            **_KEEP_ORDER,
         )
     return cast("ProcessGroup", group)
 

@@ -24,7 +24,9 @@ def list_process_groups(mesh: DeviceMesh) -> list[GroupReport]:
     Raises:
         ProcessGroupDestroyedError: the family is closed, or its world was destroyed.
     """
-    return family_of(mesh).groups.report()
+    family = family_of(mesh)
+    family.adopt_groups(mesh)
+    return family.groups.report()
 
 
 @never_compiled

@@ -50,8 +50,10 @@ ROOT_HOLDS_ITS_GROUPS: Final = torch_at_least("2.11")
 Delete when the floor reaches 2.11: always fill it."""
 
 PRESERVES_RANK_ORDER: Final = torch_at_least("2.15")
-"""From 2.15 on `DeviceMesh` has the keyword `preserve_rank_order`, which derived meshes inherit and which equality
-compares. Delete when the floor reaches 2.15: always pass it on."""
+"""From 2.15 on a mesh can have its ranks in any order: `DeviceMesh` has the keyword `preserve_rank_order`, which
+derived meshes inherit and which equality compares. Before, torch sorts the ranks of the groups of a mesh.
+
+Delete when the floor reaches 2.15: always pass it on, and accept every order."""
 
 SPLITS_ANY_BACKEND: Final = torch_at_least("2.14")
 """Before 2.14, `split_group` makes right groups only from a default group of the backend "nccl" alone: 2.6 to 2.11 ask

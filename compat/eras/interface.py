@@ -36,6 +36,10 @@ class Era(Protocol):
         """Return the root that torch's own code, such as FSDP2, finds for a mesh: below 2.10 it can be another mesh."""
         ...
 
+    def keeps_order(self, root: DeviceMesh) -> bool:
+        """Return whether torch makes the groups of a mesh family with the ranks in the order of the root."""
+        ...
+
     def axes_of(self, mesh: DeviceMesh) -> tuple[Layout, ...]:
         """Return the axes of a mesh, as layouts over the positions of its root."""
         ...

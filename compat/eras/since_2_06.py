@@ -139,6 +139,11 @@ def root_of(mesh: DeviceMesh) -> DeviceMesh:
         mesh = parent
 
 
+def keeps_order(root: DeviceMesh) -> bool:
+    """Return `False`: torch sorts the ranks of every group."""
+    return False
+
+
 def axes_of(mesh: DeviceMesh) -> tuple[Layout, ...]:
     """Return the axes stored on a mesh that we made; those of torch's slices are found by their names in the root."""
     if _AXES in vars(mesh):

@@ -48,6 +48,11 @@ def root_of(mesh: DeviceMesh) -> DeviceMesh:
     return mesh._get_root_mesh()
 
 
+def keeps_order(root: DeviceMesh) -> bool:
+    """Return what torch was told when the root was made."""
+    return facts.PRESERVES_RANK_ORDER and root._preserve_rank_order
+
+
 def axes_of(mesh: DeviceMesh) -> tuple[Layout, ...]:
     """Return the axes of torch's layout."""
     layout = mesh._layout

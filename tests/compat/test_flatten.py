@@ -107,15 +107,6 @@ def test_another_backend_under_the_same_name_is_refused() -> None:
     assert worlds.live_process_groups() == groups
 
 
-def test_axes_out_of_order_are_refused() -> None:
-    """Torch sorts the ranks of a group, so a mesh that shows them in another order cannot be flattened."""
-    with fake_world(8):
-        root = compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
-        crossed = compat.concatenate([compat.slice_mesh(root, "tp"), compat.slice_mesh(root, "dp")])
-        with pytest.raises(ValueError, match="not in ascending order"):
-            compat.flatten(crossed, "tp_dp")
-
-
 def test_a_mesh_without_names_cannot_be_flattened() -> None:
     """A mesh without names is refused, with what to do: flattening works by name."""
     with fake_world(8):
