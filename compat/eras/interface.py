@@ -21,7 +21,10 @@ class Era(Protocol):
     """The functions of an era module: how a span of torch releases stores meshes."""
 
     def take_over(self, flatten: Callable[..., DeviceMesh], slice_mesh: Callable[..., DeviceMesh]) -> None:
-        """Have torch's own calls on meshes that we made use these functions, where torch's would hang or be wrong."""
+        """Have torch's own calls on meshes that we made use these functions, where torch's would hang or be wrong.
+
+        `slice_mesh`: needed below 2.10 only.
+        """
         ...
 
     def restore_torch(self) -> None:

@@ -58,9 +58,9 @@ class _TableOnMeshes(MutableMapping[DeviceMesh, Any]):
 
     def setdefault(self, mesh: DeviceMesh, default: Any = None) -> Any:
         """Return the entry of a mesh, the default if it had none: the same object for threads that ask at once."""
-        entry = vars(mesh).setdefault(self._attribute, default)
-        self._holders[id(mesh)] = mesh
-        return entry
+        if self._attribute not in vars(mesh):
+            self._holders[id(mesh)] = mesh
+        return vars(mesh).setdefault(self._attribute, default)
 
     def __delitem__(self, mesh: DeviceMesh) -> None:
         del vars(mesh)[self._attribute]
