@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch.distributed as dist
@@ -28,8 +29,11 @@ class GroupHandle:
     def __init__(self, name: str, ranks: tuple[int, ...]) -> None:
         self._name = name
         self._ranks = ranks
-        known = worlds.live_process_groups().get(name) == ranks
-        self._group = weakref.ref(worlds.find_process_group(name)) if known else None
+        self._group: weakref.ref[ProcessGroup] | None = None
+        with suppress(KeyError):
+            group = worlds.find_process_group(name)
+            if tuple(dist.get_process_group_ranks(group)) == ranks:
+                self._group = weakref.ref(group)
 
     @classmethod
     def of(cls, group: object) -> GroupHandle:

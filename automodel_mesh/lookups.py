@@ -92,9 +92,12 @@ class MeshLookups(ABC):
     def _mesh_of(self, names: object) -> DeviceMesh:
         """Return the mesh to look names up in; what is no name is refused by the lookup itself."""
         root = self.root_mesh()
-        wanted = [name for name in (names if is_list(names) else (names,)) if isinstance(name, str)]
-        is_of_experts = any(axis in wanted and not _has_axis(root, axis) for axis in EXPERT_MESH_AXES)
-        return self.expert_mesh() if is_of_experts else root
+        listed = (names,) if isinstance(names, str) else names if is_list(names) else ()
+        wanted = [name for name in listed if isinstance(name, str)]
+        for axis in EXPERT_MESH_AXES:
+            if axis in wanted and not _has_axis(root, axis):
+                return self.expert_mesh()
+        return root
 
 
 @constant_when_compiled

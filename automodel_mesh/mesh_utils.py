@@ -128,7 +128,7 @@ def _find_fsdp_dp_mesh(device_mesh: DeviceMesh, request: tuple[str | None, str |
     # The strategy's own names may be given where the mesh has no such axis: it has a single replica, or no context.
     given = [name for name in (replicate, shard_cp) if name is not None]
     require_known(tuple(name for name in given if name not in strategy.fully_shard_axes), tuple(sizes), flattened)
-    sizes = {name: flat.size() for name, flat in flattened.items()} | sizes
+    sizes = {name: flat.size() for name, flat in dict(flattened).items()} | sizes
     if replicate is not None:
         replicas = [replicate]
     if alone in sizes and all(sizes.get(axis, 1) == 1 for axis in context):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import torch.distributed as dist
@@ -28,6 +28,8 @@ from automodel_mesh.errors import MeshArgumentError, MeshTypeError, ProcessGroup
 from automodel_mesh.topology.layouts import Layout, group_at, is_ascending
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from torch.distributed import ProcessGroup
 
     from automodel_mesh.compat.agreement import Operation
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _FAMILY = "_automodel_mesh_family"
 _LOOKUPS = "_automodel_mesh_lookups"
 _starting: Final = threading.Lock()
+_closing: Final = threading.Lock()
 
 
 class StaysHere:
@@ -46,10 +49,10 @@ class StaysHere:
 
 
 class Lookups(StaysHere):
-    """The cached lookups of a mesh, valid as long as the world in which they were made."""
+    """The cached lookups of a mesh, valid as long as the world of its family."""
 
-    def __init__(self, world: weakref.ref[ProcessGroup]) -> None:
-        self.world = world
+    def __init__(self, family: Family) -> None:
+        self.family = family
         self.answers: dict[str, dict[Any, DeviceMesh]] = {}
 
 
@@ -64,7 +67,7 @@ class Family(StaysHere):
                 "then build the mesh."
             )
         self.root = root
-        self.world = weakref.ref(world)
+        self.world: Callable[[], ProcessGroup | None] = weakref.ref(world)
         self.groups = groups or GroupTable(_ranks_of(root), root.device_type)
         self.closed = False
         self.unflattened: dict[str, set[Layout]] = {}
@@ -78,6 +81,34 @@ class Family(StaysHere):
         """Return the family of a mesh if it was used before, even if it is closed now."""
         family = era.root_of(require_mesh(mesh)).__dict__.get(_FAMILY)
         return family if isinstance(family, Family) else None
+
+    def require_open(self, mesh: DeviceMesh) -> None:
+        """Refuse a request about a mesh of the family after its end."""
+        if self.closed:
+            raise ProcessGroupDestroyedError(
+                f"{shown_mesh(mesh)} was closed, its process groups are destroyed: build the mesh again."
+            )
+        if not is_current(self.world):
+            raise ProcessGroupDestroyedError(
+                f"{shown_mesh(mesh)} was made in a world of process groups that has been destroyed since: build the "
+                "mesh again after init_process_group."
+            )
+
+    def close(self) -> list[ProcessGroup] | None:
+        """Refuse all requests from here on, cached lookups too; return the groups to destroy, `None` the second time.
+
+        What another thread makes after that, it destroys itself.
+        """
+        with _closing:
+            if self.closed:
+                return None
+            self.closed = True
+        self.world = _no_world
+        for mesh in (self.root, *self._derived.values()):
+            vars(mesh).pop(_LOOKUPS, None)
+        self._derived.clear()
+        self._sound.clear()
+        return self.groups.groups_made_here()
 
     def along(self, mesh: DeviceMesh, dim: int) -> ProcessGroup:
         """Return the process group along an axis of a mesh of the family.
@@ -117,21 +148,26 @@ class Family(StaysHere):
         mesh = self._derived.get(key)
         if mesh is None:
             # A cached mesh must hold real tensors, also when the request comes from inside a fake tensor mode.
-            with _disable_current_modes():
+            with Use(self, parent), _disable_current_modes():
                 mesh = era.make_derived(self.root, axes, names, groups, parent, folded=folded)
             mesh = self._derived.setdefault(key, mesh)
             self._sound.add(id(mesh))
+            if self.closed:  # by another thread: the root must not hold the groups again
+                era.forget_groups(self.root, key[2])
         return mesh
 
-    def operation(self, what: str, mesh: DeviceMesh) -> AbstractContextManager[Operation]:
+    @contextmanager
+    def operation(self, what: str, mesh: DeviceMesh) -> Generator[Operation, None, None]:
         """Begin an operation on a mesh of the family that may make groups.
 
         Raises:
             RankNotInMeshError: this rank is outside the mesh, and torch does not want it for the groups of others.
         """
-        if not made_by_all_ranks():
-            self.require_member(mesh)
-        return self.groups.operation(what)
+        with Use(self, mesh):
+            if not made_by_all_ranks():
+                self.require_member(mesh)
+            with self.groups.operation(what) as current:
+                yield current
 
     def make_groups(self, requests: Sequence[AxisRequest], current: Operation) -> list[ProcessGroup]:
         """Find or make this rank's groups along some axes; see `GroupTable.find_or_make`.
@@ -146,7 +182,9 @@ class Family(StaysHere):
                     "before inner ones, in a mesh over ascending ranks."
                 )
         self.adopt_groups()
-        return self.groups.find_or_make(requests, current)
+        made = self.groups.find_or_make(requests, current)
+        self.require_open(self.root)
+        return made
 
     def adopt_groups(self, *more: DeviceMesh) -> None:
         """Remember the groups that torch made for the root, its flattened axes and more meshes, to list and share."""
@@ -167,13 +205,6 @@ class Family(StaysHere):
                         and self._ranks_along(layout) == _ranks_in(group)
                     )
                     self.groups.adopt(name, layout, group, shared=shared)
-
-    def forget_lookups(self) -> None:
-        """Clear the cached lookups of the root and of all meshes derived from it."""
-        for mesh in (self.root, *self._derived.values()):
-            vars(mesh).pop(_LOOKUPS, None)
-        self._derived.clear()
-        self._sound.clear()
 
     def _ranks_along(self, layout: Layout) -> tuple[int, ...]:
         ranks = self.groups.ranks
@@ -200,16 +231,34 @@ def family_of(mesh: DeviceMesh) -> Family:
     family = root.__dict__.get(_FAMILY)
     if not isinstance(family, Family):
         family = _family_of_torchs(root)
-    if family.closed:
-        raise ProcessGroupDestroyedError(
-            f"{shown_mesh(mesh)} was closed, its process groups are destroyed: build the mesh again."
-        )
-    if not is_current(family.world):
-        raise ProcessGroupDestroyedError(
-            f"{shown_mesh(mesh)} was made in a world of process groups that has been destroyed since: build the mesh "
-            "again after init_process_group."
-        )
+    family.require_open(mesh)
     return family
+
+
+def in_use(mesh: DeviceMesh) -> Use:
+    """Return the family of a mesh, for a `with` block that asks it for something; raises what `family_of` raises."""
+    return Use(family_of(mesh), mesh)
+
+
+class Use:
+    """A block that asks a family for something.
+
+    Another thread may close the family meanwhile: whatever fails because of that is a `ProcessGroupDestroyedError`.
+    """
+
+    # A class, because a generator takes twice the time.
+    def __init__(self, family: Family, mesh: DeviceMesh) -> None:
+        self._family = family
+        self._mesh = mesh
+
+    def __enter__(self) -> Family:
+        return self._family
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or (isinstance(error, Exception) and not isinstance(error, ProcessGroupDestroyedError)):
+            self._family.require_open(self._mesh)
 
 
 def start_family(family: Family) -> Family:
@@ -230,10 +279,10 @@ def _family_of_torchs(root: DeviceMesh) -> Family:
 
 
 def lookups_of(mesh: DeviceMesh, family: Family) -> Lookups:
-    """Return the cached lookups of a mesh; an empty cache if the world has changed."""
+    """Return the cached lookups of a mesh."""
     lookups = vars(mesh).get(_LOOKUPS)
-    if not isinstance(lookups, Lookups) or lookups.world is not family.world:
-        lookups = vars(mesh)[_LOOKUPS] = Lookups(family.world)
+    if not isinstance(lookups, Lookups) or lookups.family is not family:
+        lookups = vars(mesh)[_LOOKUPS] = Lookups(family)
     return lookups
 
 
@@ -259,6 +308,10 @@ def native_group(mesh: DeviceMesh, dim: int) -> ProcessGroup:
 
 def _ranks_in(group: ProcessGroup) -> tuple[int, ...]:
     return tuple(dist.get_process_group_ranks(group))
+
+
+def _no_world() -> None:
+    """Stand for the world of a family that is closed."""
 
 
 def _ranks_of(root: DeviceMesh) -> tuple[int, ...]:

@@ -252,7 +252,7 @@ def _flattened_as(family: Family, name: str, axis: Layout, mesh: DeviceMesh) -> 
 def _require_free(family: Family, parts: Mapping[str, Layout]) -> None:
     """Refuse a name that means other ranks elsewhere in the family: torch would look up the wrong group by it."""
     root = family.root
-    taken = {name: fold(era.axes_of(flat)) for name, flat in era.flattened(root).items()}
+    taken = {name: fold(era.axes_of(flat)) for name, flat in dict(era.flattened(root)).items()}
     taken.update({name: fold([axis]) for name, axis in zip(root.mesh_dim_names or (), era.axes_of(root), strict=False)})
     clashes = [name for name, part in parts.items() if name in taken and taken[name] != fold([part])]
     if clashes:

@@ -198,7 +198,7 @@ class GroupTable:
 
     def groups_made_here(self) -> list[ProcessGroup]:
         """Return the living groups that this table made on this rank, in the order it made them."""
-        made = (entry.alive() for entry in self._entries.values() if entry.made_in)
+        made = (entry.alive() for entry in list(self._entries.values()) if entry.made_in)
         return [group for group in made if group is not None]
 
     def _key(self, request: AxisRequest) -> tuple[Layout, GroupSpec]:

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.family import family_of, require_mesh
+from automodel_mesh.compat.family import in_use, require_mesh
 from automodel_mesh.compat.requests import dim_index, require_known, shown_mesh
 from automodel_mesh.errors import MeshArgumentError
 
@@ -89,20 +89,20 @@ def get_group(mesh: DeviceMesh, mesh_dim: int | str | None = None) -> ProcessGro
     Source:
         `torch.distributed.device_mesh.DeviceMesh.get_group`.
     """
-    family = family_of(mesh)
-    family.require_member(mesh)
-    if mesh_dim is None:
-        if mesh.ndim != 1:
-            raise MeshArgumentError(
-                f"mesh_dim: {shown_mesh(mesh)} has {mesh.ndim} axes: say which one, by name or index."
-            )
-        return family.along(mesh, 0)
-    own = mesh.mesh_dim_names or ()
-    if isinstance(mesh_dim, str) and mesh_dim not in own:
-        folded = era.flattened(family.root)
-        require_known((str.__str__(mesh_dim),), own, folded)
-        return family.along(folded[mesh_dim], 0)
-    return family.along(mesh, dim_index(mesh, mesh_dim, "mesh_dim"))
+    with in_use(mesh) as family:
+        family.require_member(mesh)
+        if mesh_dim is None:
+            if mesh.ndim != 1:
+                raise MeshArgumentError(
+                    f"mesh_dim: {shown_mesh(mesh)} has {mesh.ndim} axes: say which one, by name or index."
+                )
+            return family.along(mesh, 0)
+        own = mesh.mesh_dim_names or ()
+        if isinstance(mesh_dim, str) and mesh_dim not in own:
+            folded = era.flattened(family.root)
+            require_known((str.__str__(mesh_dim),), own, folded)
+            return family.along(folded[mesh_dim], 0)
+        return family.along(mesh, dim_index(mesh, mesh_dim, "mesh_dim"))
 
 
 @constant_when_compiled

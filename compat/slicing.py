@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from automodel_mesh.checks import checked_names, is_list, listed
 from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.family import Lookups, family_of, lookups_of, require_mesh
+from automodel_mesh.compat.family import Lookups, family_of, in_use, lookups_of, require_mesh
 from automodel_mesh.compat.requests import axis_names, require_known, shown_mesh
 from automodel_mesh.errors import AxisOrderError, MeshArgumentError, MeshIndexError
 from automodel_mesh.topology.layouts import Layout, fold, overlap
@@ -85,21 +85,24 @@ def remembered(
 
     Args:
         mesh: the mesh.
-        request: what is looked up; the result is cached if this is a string or a tuple.
+        request: what is looked up; the result is cached if this is a string, a tuple or a list.
         answer: computes the result from `mesh` and `request`.
         kind: a name for this kind of lookup, so that equal requests of two kinds have a result each.
     """
     try:
         lookups: Lookups = mesh._automodel_mesh_lookups  # type: ignore[attr-defined]
-        world = lookups.world()
+        world = lookups.family.world()
         # `worlds.is_current`, written out: its calls would take as long as all of this.
         if world is not None and world is distributed_c10d._world._default_pg:
             return lookups.answers[kind][request]
     except (AttributeError, KeyError, TypeError):
         pass  # not cached yet, or not hashable, as a list
-    found = answer(mesh, request)
-    if isinstance(request, (str, tuple)):
-        lookups_of(mesh, family_of(mesh)).answers.setdefault(kind, {})[request] = found
+    if isinstance(request, list):
+        return remembered(mesh, tuple(request), answer, kind)
+    with in_use(mesh) as family:
+        found = answer(mesh, request)
+        if isinstance(request, (str, tuple)):
+            lookups_of(mesh, family).answers.setdefault(kind, {})[request] = found
     return found
 
 
@@ -129,19 +132,19 @@ def concatenate(meshes: Sequence[DeviceMesh]) -> DeviceMesh:
         raise MeshIndexError("concatenate: meshes: no mesh was given; give at least one.")
     items = listed("concatenate: meshes", meshes, "a list or tuple of meshes")
     given = [require_mesh(item, f"concatenate: meshes[{index}]") for index, item in enumerate(items)]
-    family = family_of(given[0])
-    for mesh in given[1:]:
-        if family_of(mesh) is not family:
-            raise MeshArgumentError(
-                f"concatenate: {shown_mesh(mesh)} has another root than {shown_mesh(given[0])}: only meshes of one "
-                "root can be joined."
-            )
-    family.require_member(given[0])
-    names = checked_names("concatenate: names of the axes", [name for mesh in given for name in axis_names(mesh)])
-    axes = tuple(axis for mesh in given for axis in era.axes_of(mesh))
-    _require_disjoint(axes, names, "concatenate")
-    groups = [family.along(mesh, dim) for mesh in given for dim in range(mesh.ndim)]
-    return given[0] if len(given) == 1 else family.derive(axes, names, groups, given[0])
+    with in_use(given[0]) as family:
+        for mesh in given[1:]:
+            if family_of(mesh) is not family:
+                raise MeshArgumentError(
+                    f"concatenate: {shown_mesh(mesh)} has another root than {shown_mesh(given[0])}: only meshes of one "
+                    "root can be joined."
+                )
+        family.require_member(given[0])
+        names = checked_names("concatenate: names of the axes", [name for mesh in given for name in axis_names(mesh)])
+        axes = tuple(axis for mesh in given for axis in era.axes_of(mesh))
+        _require_disjoint(axes, names, "concatenate")
+        groups = [family.along(mesh, dim) for mesh in given for dim in range(mesh.ndim)]
+        return given[0] if len(given) == 1 else family.derive(axes, names, groups, given[0])
 
 
 def _slice(mesh: DeviceMesh, names: str | Sequence[str]) -> DeviceMesh:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compiled
-from automodel_mesh.compat.family import Family, family_of
+from automodel_mesh.compat.eras.gate import era
+from automodel_mesh.compat.family import Family, in_use
 from automodel_mesh.compat.groups import GroupReport
 from automodel_mesh.compat.worlds import end_groups
 
@@ -24,9 +25,9 @@ def list_process_groups(mesh: DeviceMesh) -> list[GroupReport]:
     Raises:
         ProcessGroupDestroyedError: the family is closed, or its world was destroyed.
     """
-    family = family_of(mesh)
-    family.adopt_groups(mesh)
-    return family.groups.report()
+    with in_use(mesh) as family:
+        family.adopt_groups(mesh)
+        return family.groups.report()
 
 
 @never_compiled
@@ -73,9 +74,10 @@ def abort_process_groups(mesh: DeviceMesh) -> None:
 
 def _close(mesh: DeviceMesh, *, abort: bool = False) -> None:
     family = Family.known(mesh)
-    if family is None or family.closed:
+    groups = None if family is None else family.close()
+    if family is None or groups is None:
         return
-    end_groups(family.groups.groups_made_here(), abort=abort)
-    family.closed = True
-    family.forget_lookups()
+    names = [group.group_name for group in groups]
+    end_groups(groups, abort=abort)
+    era.forget_groups(family.root, names)
     forget_compiled_lookups()

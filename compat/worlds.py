@@ -77,7 +77,7 @@ def timeout_of(world: ProcessGroup) -> timedelta | None:
     return _timeouts.get(world)
 
 
-def is_current(world: weakref.ref[ProcessGroup]) -> bool:
+def is_current(world: Callable[[], ProcessGroup | None]) -> bool:
     """Tell whether a stored world is the current one: not destroyed, and not replaced by another."""
     remembered = world()
     return remembered is not None and remembered is current_world()
@@ -112,7 +112,7 @@ def find_process_group(name: str) -> ProcessGroup:
         KeyError: this process has no such group; the message lists those it has.
     """
     names = distributed_c10d._world.pg_names
-    for group, its_name in names.items():
+    for group, its_name in list(names.items()):
         if its_name == name:
             return group
     raise KeyError(f"no process group {name!r} in this process: it has {sorted(names.values())}")
@@ -189,10 +189,15 @@ def end_groups(groups: list[ProcessGroup], *, abort: bool = False) -> None:
     )
     while groups:
         group = groups.pop()
-        if abort and not (facts.ABORT_IS_FOR_NCCL_ONLY and "nccl" not in str(dist.get_backend(group))):
-            distributed_c10d._abort_process_group(group)
-        else:
-            dist.destroy_process_group(group)
+        try:
+            if abort and not (facts.ABORT_IS_FOR_NCCL_ONLY and "nccl" not in str(dist.get_backend(group))):
+                distributed_c10d._abort_process_group(group)
+            else:
+                dist.destroy_process_group(group)
+        except (KeyError, ValueError):
+            if is_alive(group):
+                raise
+            # Another thread has destroyed it, or the world, in the meantime.
         del group
     backends.clear()
 

@@ -90,6 +90,10 @@ class Era(Protocol):
         """Return this rank's process group along an axis; `RuntimeError` if it was destroyed."""
         ...
 
+    def forget_groups(self, root: DeviceMesh, names: Sequence[str]) -> None:
+        """Drop what a root mesh and its derived meshes refer to of process groups that were destroyed."""
+        ...
+
     def forget_meshes(self) -> bool:
         """Clear torch's registry of meshes, which exists below 2.10 only; return whether this era has one."""
         ...

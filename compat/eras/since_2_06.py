@@ -232,6 +232,10 @@ def register_flattened(
             _roots[mesh] = holder
 
 
+def forget_groups(root: DeviceMesh, names: Sequence[str]) -> None:
+    """Do nothing: meshes have the names of their groups only."""
+
+
 def forget_meshes() -> bool:
     """Clear the registry, including the entries made before this module was imported."""
     for table in (_roots, _flattened, _flattened_dims):

@@ -133,6 +133,13 @@ def group_along(mesh: DeviceMesh, dim: int) -> ProcessGroup:
     return mesh.get_group(dim)
 
 
+def forget_groups(root: DeviceMesh, names: Sequence[str]) -> None:
+    """Drop the groups that the root holds; they keep their threads and connections as long as anything holds them."""
+    if facts.ROOT_HOLDS_ITS_GROUPS:
+        for name in names:
+            root._pg_registry.pop(name, None)
+
+
 def forget_meshes() -> bool:
     """Return `False`: torch stores everything on the meshes themselves."""
     return False
