@@ -46,7 +46,7 @@ def flatten(
     Called on every rank of the world. The process group is the one that these ranks have already, else a new one.
 
     Args:
-        mesh: any mesh with names; its axes in ascending order, contiguous or not.
+        mesh: any mesh with names; its axes contiguous or not, in ascending order, or, from torch 2.15 on, in any order.
         mesh_dim_name: the name of the new axis; by default the names of the axes joined by `_`.
         dims: the names of the axes to fold; by default all. A rank outside the mesh, which holds no slice of it, takes
             part by naming them here.
@@ -58,7 +58,7 @@ def flatten(
 
     Raises:
         ValueError: the name is taken by another axis, or was made with another backend; the axes are not in
-            ascending order (torch would make a group whose ranks are in another order than the mesh shows).
+            ascending order, and this torch sorts the ranks of a mesh's groups.
         RankNotInMeshError: this rank is outside the mesh; it has taken part in making the group.
         ProcessGroupDestroyedError: the world of the mesh is gone.
 
@@ -174,7 +174,8 @@ def refold(
 
     Args:
         mesh: any mesh with names.
-        dims: the names of the axes to fold, in ascending order.
+        dims: the names of the axes to fold, in an order in which the ranks along each new axis ascend, or, from torch
+            2.15 on, in any order.
         mesh_sizes: sizes of the new axes, outermost first; they multiply to the number of ranks folded.
         mesh_dim_names: their names, distinct, none of them an axis of the family.
         backend_override: for a new axis, by index or name: backend, options, or both.
@@ -184,8 +185,8 @@ def refold(
         and creates nothing.
 
     Raises:
-        ValueError: a wrong product, unlike numbers of sizes and names, a repeated or taken name, axes that do not
-            ascend, a fold that has no such parts.
+        ValueError: a wrong product, unlike numbers of sizes and names, a repeated or taken name, a new axis whose ranks
+            would not ascend, a fold that has no such parts.
         UnknownAxisError: (a `KeyError`) no axis of that name.
         RankNotInMeshError: this rank is outside the mesh; it has taken part in making the groups.
         ProcessGroupDestroyedError: the world of the mesh is gone.

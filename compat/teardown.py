@@ -19,8 +19,9 @@ def list_process_groups(mesh: DeviceMesh) -> list[GroupReport]:
         mesh: any mesh of the family.
 
     Returns:
-        For each group: its name, the axes that use it, its global ranks, its backend, the options and timeout that
-        were asked for (`None`: the default), and whether this library made it.
+        For each group: its name, the axes that use it, its global ranks in their order in the group, its backend, the
+        options and timeout that were asked for (`None`: the default), and whether this library made it. Groups that
+        torch made are those of the root, of flattened axes and of `mesh` itself.
 
     Raises:
         ProcessGroupDestroyedError: the family is closed, or its world was destroyed.

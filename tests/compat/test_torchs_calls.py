@@ -51,9 +51,9 @@ def stages(name: str = "rest") -> DeviceMesh:
     return compat.init_device_mesh("cpu", (2, 4), mesh_dim_names=("pp", name))
 
 
-def split_stage() -> DeviceMesh:
+def split_stage(*names: str) -> DeviceMesh:
     """Split the ranks of one stage: a mesh that holds a part of the world on each rank."""
-    return compat.unflatten(compat.slice_mesh(stages(), "rest"), "rest", (2, 2), ("a", "b"))
+    return compat.unflatten(compat.slice_mesh(stages(), "rest"), "rest", (2, 2), names)
 
 
 def joined(*names: str) -> DeviceMesh:
@@ -70,16 +70,16 @@ KINDS: Final[dict[str, Callable[[], DeviceMesh]]] = {
     "flattened": lambda: part("dp_cp"),
     "flattened with a gap": lambda: part("dp_tp"),
     "slice of a flattened axis": lambda: part("dp_cp", "tp"),
-    # Names of its own: DTensor's caches find meshes by equality, and up to 2.9 FSDP2 requires equal roots.
+    # Names of their own: DTensor's caches find meshes by equality, and up to 2.9 FSDP2 requires equal roots.
     "unflattened root": lambda: compat.unflatten(stages(), "rest", (2, 2), ("c", "d")),
-    "unflattened slice": split_stage,
-    "slice of an unflattened slice": lambda: compat.slice_mesh(split_stage(), "b"),
+    "unflattened slice": lambda: split_stage("a", "b"),
+    "slice of an unflattened slice": lambda: compat.slice_mesh(split_stage("a", "b"), "b"),
     "refolded": lambda: compat.refold(part("cp", "tp"), ("cp", "tp"), (1, 4), ("x", "y")),
     "ring and ulysses": lambda: create_ring_ulysses_mesh(stages("cp"), ring_degree=2, ulysses_degree=2),
     "concatenated": lambda: joined("dp_cp", "tp"),
     "concatenated in descending order": lambda: joined("tp", "dp_cp"),
     "stages and an unflattened slice": lambda: compat.concatenate(
-        [compat.slice_mesh(compat.get_root_mesh(mesh := split_stage()), "pp"), mesh]
+        [compat.slice_mesh(compat.get_root_mesh(mesh := split_stage("e", "f")), "pp"), mesh]
     ),
     "part of the world": lambda: compat.init_device_mesh("cpu", (2, 2), mesh_dim_names=("u", "v"), ranks=[0, 2, 5, 7]),
 }
@@ -278,17 +278,17 @@ def layer() -> nn.Linear:
 
 def sharded(mesh: DeviceMesh) -> str:
     """Shard a layer over a mesh of one axis, or of two: replicas and shards."""
-    if mesh.ndim > 2:
-        return "works"
-    model: Any = fully_shard(layer(), mesh=mesh)
+    model: Any = attempt(lambda: fully_shard(layer(), mesh=mesh))
+    if model is REFUSED:
+        return f"refused for {mesh.ndim}"
     assert torch.equal(model.weight.full_tensor(), layer().weight)
     return "works"
 
 
 def test_fully_shard() -> None:
-    """FSDP2 shards over every mesh of one or two axes."""
-    found = answers(sharded)
-    assert found == {kind: {"works"} for kind in found}
+    """FSDP2 shards over every mesh of one or two axes, and refuses three."""
+    three = {"root", "unflattened root", "stages and an unflattened slice"}
+    assert answers(sharded) == {kind: {"refused for 3" if kind in three else "works"} for kind in KINDS}
 
 
 def in_parallel(mesh: DeviceMesh) -> tuple[str, ...]:
@@ -315,12 +315,37 @@ def test_tensor_parallelism_with_fsdp() -> None:
     found = answers(in_parallel)
     for kind, several in found.items():
         assert len(several) == 1, kind
-    for kind in ("root", "slice", "slice with a gap", "slice of a flattened axis", "unflattened root"):
+    for kind in KINDS.keys() - {"flattened", "flattened with a gap", "concatenated in descending order"}:
         (outcomes,) = found[kind]
         assert set(outcomes[-2:]) == {"works"}, kind  # type: ignore[index]
-    for kind in ("unflattened slice", "refolded", "ring and ulysses", "concatenated", "part of the world"):
-        (outcomes,) = found[kind]
-        assert outcomes[-2:] == ("works", "works"), kind  # type: ignore[index]
+
+
+@pytest.mark.ranks(RANKS)
+def test_fsdp_with_tensor_parallelism_over_a_flattened_axis_with_a_gap() -> None:
+    """FSDP2 joins a flattened axis that is not contiguous and the axis of tensor parallelism with the right ranks."""
+    warnings.simplefilter("ignore")
+    root = compat.init_device_mesh("cpu", (2, 2, 2, 1), mesh_dim_names=("dp", "cp", "ep", "tp"))
+    data = compat.flatten(root, "dp_ep", dims=("dp", "ep"))
+    model: Any = parallelize_module(layer(), compat.slice_mesh(root, "tp"), ColwiseParallel())
+    fully_shard(model, mesh=data)
+    assert model.weight.device_mesh.mesh.flatten().tolist() == data.mesh.tolist()
+    check_groups(model.weight.device_mesh)
+    whole = attempt(model.weight.full_tensor)  # refused on 2.11 and 2.12: it is over both axes at once
+    assert whole is REFUSED or torch.equal(whole, layer().weight)
+
+
+@pytest.mark.ranks(4)
+def test_torchs_flatten_inside_compiled_code() -> None:
+    """`DeviceMesh._flatten` of a mesh of ours works inside `torch.compile`, and its mesh is the one found outside."""
+    root = compat.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    mesh = compat.refold(root, ("tp",), (2, 1), ("ring", "ulysses"))
+
+    @torch.compile(backend="eager")
+    def scale(x: torch.Tensor) -> torch.Tensor:
+        return x * plain.flatten(mesh, "all_of_it").size()
+
+    assert [scale(torch.ones(1)).item() for _ in range(2)] == [2.0, 2.0]
+    check_groups(compat.slice_mesh(mesh, "all_of_it"))
 
 
 @pytest.mark.ranks(RANKS)
