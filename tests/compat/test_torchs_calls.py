@@ -348,34 +348,6 @@ def test_torchs_flatten_inside_compiled_code() -> None:
     check_groups(compat.slice_mesh(mesh, "all_of_it"))
 
 
-@pytest.mark.ranks(RANKS)
-def test_fsdp_with_tensor_parallelism_over_a_flattened_axis_with_a_gap() -> None:
-    """FSDP2 joins a flattened axis that is not contiguous and the axis of tensor parallelism with the right ranks."""
-    warnings.simplefilter("ignore")
-    root = compat.init_device_mesh("cpu", (2, 2, 2, 1), mesh_dim_names=("dp", "cp", "ep", "tp"))
-    data = compat.flatten(root, "dp_ep", dims=("dp", "ep"))
-    model: Any = parallelize_module(layer(), compat.slice_mesh(root, "tp"), ColwiseParallel())
-    fully_shard(model, mesh=data)
-    assert model.weight.device_mesh.mesh.flatten().tolist() == data.mesh.tolist()
-    check_groups(model.weight.device_mesh)
-    whole = attempt(model.weight.full_tensor)  # refused on 2.11 and 2.12: it is over both axes at once
-    assert whole is REFUSED or torch.equal(whole, layer().weight)
-
-
-@pytest.mark.ranks(4)
-def test_torchs_flatten_inside_compiled_code() -> None:
-    """`DeviceMesh._flatten` of a mesh of ours works inside `torch.compile`, and its mesh is the one found outside."""
-    root = compat.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    mesh = compat.refold(root, ("tp",), (2, 1), ("ring", "ulysses"))
-
-    @torch.compile(backend="eager")
-    def scale(x: torch.Tensor) -> torch.Tensor:
-        return x * plain.flatten(mesh, "all_of_it").size()
-
-    assert [scale(torch.ones(1)).item() for _ in range(2)] == [2.0, 2.0]
-    check_groups(compat.slice_mesh(mesh, "all_of_it"))
-
-
 def test_distributed_checkpoints(tmp_path: Path) -> None:
     """A tensor on any mesh is saved, and loaded with another way of sharding it, by all ranks of the world together."""
 
