@@ -94,8 +94,9 @@ def _replace_table(name: str, meshes: Iterable[DeviceMesh]) -> _TableOnMeshes:
 
 
 _roots, _flattened, _flattened_dims = _replace_tables()
-_torchs_flatten = _registry.create_flatten_mesh
-_torchs_slice = _registry.create_sub_mesh
+# Newer releases have neither, and do not use this module; it can be imported there all the same.
+_torchs_flatten = vars(_registry).get("create_flatten_mesh")
+_torchs_slice = vars(_registry).get("create_sub_mesh")
 
 
 def take_over(flatten: Callable[..., DeviceMesh], slice_mesh: Callable[..., DeviceMesh]) -> None:

@@ -87,7 +87,8 @@ def test_every_module_of_compat_is_read() -> None:
         ("structure.markers", (IMPORT,)),
         (
             "since_2_10._attach",
-            ("concatenate", "flatten", "init_device_mesh", "slice_mesh", "unflatten"),
+            # The import mentions `flatten` and `slice_mesh`, which counts as calling them.
+            (IMPORT, "concatenate", "flatten", "init_device_mesh", "slice_mesh", "unflatten"),
         ),
         ("create.init_device_mesh", ("init_device_mesh",)),
         ("facts", (IMPORT, "flatten")),
