@@ -13,12 +13,11 @@ torch does not expect. So torch is kept out of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
 from automodel_mesh.compat.eras import facts
+from automodel_mesh.compat.eras.gate import era
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -91,11 +90,10 @@ def constant_when_compiled(lookup: Function) -> Function:
 
 def never_compiled(function: Function) -> Function:
     """Let `torch.compile` end the compiled part before this function and begin another after it."""
-    if not facts.FRAMES_CAN_BE_SKIPPED:
-        function = _without_the_compiler(function)
-    cast("Any", function)._torchdynamo_disable = True
-    _skip_frames_of(function)
-    return function
+    outside: Any = era.outside_the_compiler(function)
+    outside._torchdynamo_disable = True
+    _skip_frames_of(outside)
+    return cast("Function", outside)
 
 
 def _give_reason(function: Callable[..., Any], error: Exception) -> None:
@@ -110,27 +108,3 @@ def _skip_frames_of(function: Callable[..., Any]) -> None:
 
         skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
         set_code_exec_strategy(function.__code__, skip)
-
-
-def _without_the_compiler(function: Function) -> Function:
-    """Return a function that runs this one while `torch.compile` is off."""
-    # Newer releases do not have it.
-    from torch._C._dynamo.eval_frame import skip_code  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with _compiler_off():
-            return function(*args, **kwargs)
-
-    skip_code(run.__code__)
-    return cast("Function", wraps(function)(run))
-
-
-@contextmanager
-def _compiler_off() -> Generator[None, None, None]:
-    from torch._C._dynamo.eval_frame import set_eval_frame
-
-    compiler = set_eval_frame(None)
-    try:
-        yield
-    finally:
-        set_eval_frame(compiler)

@@ -7,7 +7,7 @@ pyright check each era module against this interface (`gate.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -96,4 +96,8 @@ class Era(Protocol):
 
     def forget_meshes(self) -> bool:
         """Clear torch's registry of meshes, which exists below 2.10 only; return whether this era has one."""
+        ...
+
+    def outside_the_compiler(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that runs this one while `torch.compile` is off, where its frames cannot be skipped."""
         ...

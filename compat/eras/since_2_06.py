@@ -9,7 +9,8 @@ more, so neither must this code. Delete the module when the floor reaches 2.10.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +243,32 @@ def forget_meshes() -> bool:
     for table in (_roots, _flattened, _flattened_dims):
         table.clear()
     return True
+
+
+def outside_the_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that runs this one while `torch.compile` is off, on 2.6: later its frames can be skipped."""
+    if facts.FRAMES_CAN_BE_SKIPPED:
+        return function
+    # Newer releases do not have it.
+    from torch._C._dynamo.eval_frame import skip_code  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _compiler_off():
+            return function(*args, **kwargs)
+
+    skip_code(run.__code__)
+    return wraps(function)(run)
+
+
+@contextmanager
+def _compiler_off() -> Generator[None, None, None]:
+    from torch._C._dynamo.eval_frame import set_eval_frame
+
+    compiler = set_eval_frame(None)
+    try:
+        yield
+    finally:
+        set_eval_frame(compiler)
 
 
 def _ranks_along(root: DeviceMesh, axes: tuple[Layout, ...]) -> torch.Tensor:
