@@ -15,6 +15,9 @@ import automodel_mesh
 from automodel_mesh import compat
 from automodel_mesh.testing import fake_world
 
+# torch.compile advises another patch release of Python.
+pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
+
 NAMES = ("dp_replicate", "dp_shard", "cp", "tp")
 
 LOOKUPS: dict[str, Callable[[Any], Any]] = {
