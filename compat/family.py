@@ -25,7 +25,7 @@ from automodel_mesh.compat.groups import SORTS_RANKS, AxisRequest, GroupTable, m
 from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.compat.worlds import current_world, is_current
 from automodel_mesh.errors import MeshArgumentError, MeshTypeError, ProcessGroupDestroyedError, RankNotInMeshError
-from automodel_mesh.topology.layouts import Layout, group_at, is_ascending
+from automodel_mesh.topology.layouts import Layout, fold, group_at, is_ascending
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -208,7 +208,8 @@ class Family(StaysHere):
 
     def _ranks_along(self, layout: Layout) -> tuple[int, ...]:
         ranks = self.groups.ranks
-        return group_at(layout, ranks.index(dist.get_rank()), ranks)
+        # Folded: an axis of one rank has a stride of 0 in torch 2.10.
+        return group_at(fold([layout]), ranks.index(dist.get_rank()), ranks)
 
     def _require_ranks(self, mesh: DeviceMesh, dim: int, group: ProcessGroup) -> None:
         shown, found = self._ranks_along(era.axes_of(mesh)[dim]), _ranks_in(group)
