@@ -68,5 +68,5 @@ __all__ = [
     "unflatten",
 ]
 
-# Whatever flattens a mesh of ours without us, torch or a framework, then gets what our function makes.
+# So that torch's own `mesh._flatten()` of a mesh that we made, wherever it is called, is our `flatten`.
 era.take_over(flatten, slice_mesh)

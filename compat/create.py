@@ -18,7 +18,7 @@ from automodel_mesh.checks import check_same_length, check_timeout, checked_name
 from automodel_mesh.compat.agreement import operation
 from automodel_mesh.compat.backends import check_backend
 from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compiled
-from automodel_mesh.compat.devices import checked_device_type, device_module
+from automodel_mesh.compat.devices import checked_device_type, device_module, select_device
 from automodel_mesh.compat.eras import facts
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, start_family
@@ -171,4 +171,4 @@ def _select_device(device_type: str) -> None:
     if module.is_initialized() or module.device_count() == 0:
         return
     local_rank = os.environ.get("LOCAL_RANK")
-    module.set_device(int(local_rank) if local_rank is not None else dist.get_rank() % module.device_count())
+    select_device(device_type, int(local_rank) if local_rank is not None else dist.get_rank() % module.device_count())

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from automodel_mesh.checks import shown
-from automodel_mesh.errors import MeshArgumentError, MeshTypeError
+from automodel_mesh.checks import shown, wrong_type
+from automodel_mesh.errors import MeshArgumentError
 
 
 def is_device_type(name: str) -> bool:
@@ -31,9 +31,7 @@ def checked_device_type(argument: str, given: object) -> str:
         ValueError: it has an index, or is no name; the message has the right spelling where there is one.
     """
     if not isinstance(given, (str, torch.device)):
-        raise MeshTypeError(
-            f"{argument}={shown(given)} is of type {type(given).__name__}: give a name, such as 'cpu' or 'cuda'"
-        )
+        raise wrong_type(argument, given, "a name, such as 'cpu' or 'cuda'")
     name = str(given) if isinstance(given, torch.device) else str.__str__(given)
     kind = name.partition(":")[0]
     meant = kind if is_device_type(kind) else kind.lower()

@@ -312,7 +312,7 @@ def _ranks_in(group: ProcessGroup) -> tuple[int, ...]:
 
 
 def _no_world() -> None:
-    """Stand for the world of a family that is closed."""
+    """Return `None`, as the weak reference to a destroyed world does; a closed family has this in its place."""
 
 
 def _ranks_of(root: DeviceMesh) -> tuple[int, ...]:
