@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed import distributed_c10d
 
 from automodel_mesh.checks import shown_ranks
-from automodel_mesh.compat.worlds import current_world, end_groups
+from automodel_mesh.compat.worlds import current_world, delete_what_groups_left, end_groups
 from automodel_mesh.errors import ProcessGroupDestroyedError, RanksDisagreeError
 
 if TYPE_CHECKING:
@@ -227,6 +227,7 @@ class Operation:
         Raises:
             RanksDisagreeError: a rank asked for something else, was refused, or did not come in time. Nothing was made.
         """
+        delete_what_groups_left()
         while (meeting := self._meet()) is not None:
             # What the others have called without this rank is over; this call is for the next meeting.
             with suppress(_EndedWithoutUs):

@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from torch._C._distributed_c10d import Backend
     from torch.distributed import ProcessGroup
+
+
+_left_in_store: Final[WeakKeyDictionary[ProcessGroup, list[str]]] = WeakKeyDictionary()
+"""For a world, the keys that groups which were ended have left in its store."""
 
 
 def current_world() -> ProcessGroup | None:
@@ -190,16 +194,51 @@ def end_groups(groups: list[ProcessGroup], *, abort: bool = False) -> None:
     while groups:
         group = groups.pop()
         try:
-            if abort and not (facts.ABORT_IS_FOR_NCCL_ONLY and "nccl" not in str(dist.get_backend(group))):
-                distributed_c10d._abort_process_group(group)
-            else:
-                dist.destroy_process_group(group)
+            _end_group(group, abort=abort)
         except (KeyError, ValueError):
             if is_alive(group):
                 raise
             # Another thread has destroyed it, or the world, in the meantime.
         del group
     backends.clear()
+
+
+def _end_group(group: ProcessGroup, *, abort: bool) -> None:
+    world, whole = distributed_c10d._world, current_world()
+    # Without a world, which another thread has destroyed, a group that was being made is there all the same.
+    tag, keys = world.pg_to_tag.get(group), [] if whole is None else _keys_of(group)
+    if abort and not (facts.ABORT_IS_FOR_NCCL_ONLY and "nccl" not in str(dist.get_backend(group))):
+        distributed_c10d._abort_process_group(group)
+    else:
+        dist.destroy_process_group(group)
+    if tag is not None and not world.tags_to_pg.get(tag, [group]):
+        world.tags_to_pg.pop(tag, None)  # torch leaves an empty list
+    if whole is not None:
+        _left_in_store.setdefault(whole, []).extend(keys)
+
+
+def delete_what_groups_left() -> None:
+    """Delete this rank's keys of groups that were ended from the default store, where torch leaves them.
+
+    Not when a group ends: the process that serves the store may have stopped by then, and would be waited for.
+    """
+    world = current_world()
+    keys = [] if world is None else _left_in_store.pop(world, [])
+    if keys:
+        store = distributed_c10d._get_default_store()
+        with suppress(RuntimeError):  # the store is gone, as whoever goes on to use it will find
+            for key in keys:
+                store.delete_key(key)
+
+
+def _keys_of(group: ProcessGroup) -> list[str]:
+    """Return the keys in the default store under which gloo has put this rank's address in a group."""
+    rank = dist.get_group_rank(group, dist.get_rank())
+    backends = dict(part.split(":") for part in dist.get_backend_config(group).split(","))
+    devices = [device for device, backend in backends.items() if backend == "gloo"]
+    # A backend that serves all devices uses the name of the first.
+    used = devices[:1] if len(devices) == len(backends) else devices
+    return [f"{group.group_name}//{device}//0/{rank}" for device in used]
 
 
 def end_world() -> list[list[Backend]]:

@@ -85,6 +85,38 @@ def test_closing_frees_what_a_context_without_a_mesh_holds() -> None:
     dist.barrier()
 
 
+@pytest.mark.ranks(2, timeout=120)
+def test_a_hundred_builds_without_a_collective_between_them_leave_nothing(tmp_path: Path) -> None:
+    """No thread, descriptor, process group, key of the store, mesh or other object is left, however many there were."""
+    rank = dist.get_rank()
+    dist.destroy_process_group()
+    store = dist.FileStore(str(tmp_path / "store"), 2)  # type: ignore[attr-defined] # public, says torch's manual
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+
+    def build(number: int) -> None:
+        sizes = ParallelismSizes(tp_size=2) if number % 2 else ParallelismSizes(dp_replicate_size=2)
+        separate = ("dp_cp", "tp") if number % 3 else ("tp",)  # the ranks are two, so other axes use the default group
+        with MeshContext.build(FSDP2Config(), sizes, separate_groups=separate) as context:
+            assert context.submesh(("dp_cp", "tp")) is not context.fsdp_mesh()
+
+    def everything() -> tuple[int, ...]:
+        dist.barrier()
+        gc.collect()
+        found = (*resources(), store.num_keys(), len(worlds.live_meshes()), len(gc.get_objects()))
+        dist.barrier()
+        return found
+
+    for number in range(6):  # every kind of build once
+        build(number)
+    everything()
+    before = everything()
+    for number in range(102):
+        build(number)
+    *grown, objects = (now - then for now, then in zip(everything(), before, strict=True))
+    assert max(grown) <= 0, grown
+    assert objects < 102 / 2
+
+
 LOOKUPS: dict[str, Callable[[Any, int], object]] = {
     "slice_mesh": lambda root, turn: compat.slice_mesh(root, ("dp_shard", "tp") if turn % 2 else "cp"),
     "slice_mesh of a list": lambda root, _: compat.slice_mesh(root, ["dp_shard", "tp"]),
