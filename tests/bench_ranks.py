@@ -13,13 +13,14 @@ from automodel_mesh import MeshContext
 from automodel_mesh.compat.agreement import operation
 from automodel_mesh.testing import run_ranks
 from tests.bench_lookups import REQUESTS, first_lookup
-from tests.measuring import OURS, TORCH, Footprint, build, prepare, report, reported, root_of, time_of
+from tests.measuring import OURS, TORCH, Footprint, build, meet_through_tcp, prepare, report, reported, root_of, time_of
 
 SHAPES = {"dp_shard 4 x tp 2": (1, 1, 4, 1, 2), "dp_replicate 2 x dp_shard 2 x tp 2": (1, 2, 2, 1, 2)}
 
 
 def measure_rank(whose: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """Build five times, on all ranks, and look up axes for the first time on each mesh."""
+    meet_through_tcp()
     prepare(whose)
     kept: list[Any] = []
     seconds: list[float] = []
@@ -55,6 +56,7 @@ def test_time_on_eight_gloo_ranks(benchmark: Any, shape: str, whose: str) -> Non
 
 def measure_meeting(rounds: int) -> list[float]:
     """Agree on an operation that makes nothing, and confirm it."""
+    meet_through_tcp()
     seconds: list[float] = []
     for _ in range(rounds):
         dist.barrier()
@@ -67,6 +69,6 @@ def measure_meeting(rounds: int) -> list[float]:
 
 @reported
 def test_the_meeting_of_eight_ranks(benchmark: Any) -> None:
-    """What agreeing on an operation adds to it, on 8 ranks that meet in a file."""
+    """What agreeing on an operation adds to it, on 8 ranks that meet through a TCP store."""
     benchmark.group = "8 gloo ranks, the meeting alone"
     report(benchmark, run_ranks(measure_meeting, 8, 20, timeout=120.0)[0])

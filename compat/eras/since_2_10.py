@@ -97,16 +97,19 @@ def make_derived(
     """
     inherited: dict[str, Any] = {"preserve_rank_order": root._preserve_rank_order} if facts.PRESERVES_RANK_ORDER else {}
     layout = _layout(axes, folded=folded)
+    rank_map = root._rank_map.view(-1)
+    vars(rank_map)["tolist"] = lambda: root._flatten_rank_map  # torch would list all ranks again, for each mesh
     with _known_not_to_overlap(layout):
         mesh = DeviceMesh(
             root.device_type,
             _layout=layout,
-            _rank_map=root._rank_map,
+            _rank_map=rank_map,
             mesh_dim_names=names,
             _root_mesh=root,
             _init_backend=False,
             **inherited,
         )
+    mesh._rank_map = root._rank_map
     _attach(mesh, root, groups)
     return mesh
 

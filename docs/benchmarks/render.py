@@ -49,7 +49,7 @@ class Release:
         data = json.loads(path.read_text())
         found: dict[str, dict[Case, dict[str, Found]]] = {}
         for benchmark in data["benchmarks"]:
-            params = dict(benchmark["params"])
+            params = dict(benchmark["params"] or {})
             whose = params.pop("whose", OURS)
             case = tuple(tuple(value) if isinstance(value, list) else value for value in params.values())
             cases = found.setdefault(benchmark["name"].split("[")[0], {})

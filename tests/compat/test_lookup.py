@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from types import ModuleType
 from typing import Any
 
@@ -57,6 +58,23 @@ def test_a_second_thread_finds_the_root_and_the_flattened_axes(api: ModuleType) 
     assert answers["root"] is root
     assert answers["flattened"].keys() == {"dp_cp"}
     assert answers["slice"] == answers["group"] == expected
+
+
+def test_a_slice_has_no_list_of_all_ranks_of_its_own() -> None:
+    """Each slice of a large mesh takes less memory than a number for each rank would: it shares the root's list."""
+    sizes = (64, 16, 8)
+    with fake_world(8192):
+        kept: list[Any] = []
+        for turn in range(2):
+            root = compat.init_device_mesh("cpu", sizes, mesh_dim_names=NAMES)
+            for name in ("tp", ("dp", "cp"), ("cp", "tp")):
+                tracemalloc.start()
+                kept.append(compat.slice_mesh(root, name))
+                added, _ = tracemalloc.get_traced_memory()
+                tracemalloc.stop()
+                assert added < 8192 * 8 or turn == 0  # what the first use of torch's functions adds is not the slice's
+            assert kept[-1] == compat.slice_mesh(root, ("cp", "tp"))
+            assert hash(kept[-1]) == hash(compat.slice_mesh(root, ("cp", "tp")))
 
 
 @pytest.mark.ranks(8)
