@@ -277,6 +277,59 @@ def examples_row(session: nox.Session, row: Row) -> None:
     session.run("pytest", "tests/test_examples.py", *session.posargs)
 
 
+@dataclass(frozen=True)
+class NemoRun:
+    """One run of ci_matrix/nemo.toml: a version of nemo-automodel on a torch release."""
+
+    nemo: str
+    label: str
+    steps: tuple[str, ...]
+
+
+NEMO: Final = nox.project.load_toml("ci_matrix/nemo.toml")
+NEMO_RUNS: Final = {
+    f"drop-in-{run['nemo']}-{run['torch']}": NemoRun(run["nemo"], run["torch"], tuple(run["steps"]))
+    for run in NEMO["runs"]
+    if run["torch"] in ROWS  # a release may have been dropped
+}
+
+
+def add_drop_in_sessions() -> None:
+    """Add a session for each run of ci_matrix/nemo.toml."""
+    for name, run in NEMO_RUNS.items():
+
+        def session_of_run(session: nox.Session, run: NemoRun = run) -> None:
+            with environment(session):
+                drop_in_run(session, run)
+
+        row = ROWS[run.label]
+        session_of_run.__doc__ = (
+            f"Put our modules in place of those of nemo-automodel {run.nemo}, on torch {row.torch}."
+        )
+        nox.session(session_of_run, name=name, python=row.python, tags=["drop-in"])
+
+
+def drop_in_run(session: nox.Session, run: NemoRun) -> None:
+    """Import every module and take the other steps of a run; with `-- record`, record the names instead."""
+    wanted = NEMO["dependencies"][run.nemo]
+    install(session, "tests", ROWS[run.label].torch, *wanted["with"])
+    session.install("--no-deps", *wanted["without"])
+    python = ("python", "-W", "ignore", "-m")  # NeMo AutoModel and its dependencies warn of each other
+    if session.posargs == ["record"]:
+        if "names" in run.steps:
+            session.run(*python, "tests.drop_in.api", "record")
+            session.run(*python, "tests.drop_in.tables")
+        return
+    session.run(*python, "tests.drop_in.imports")
+    commands = {
+        "names": (*python, "tests.drop_in.api"),
+        "calls": ("pytest", "tests/drop_in/behaviours.py"),
+        "training": (*python, "tests.drop_in.training"),
+    }
+    for step in run.steps:
+        session.run(*commands[step])
+
+
 def plain(session: nox.Session, row: Row) -> None:
     """Show what the calls of torch {torch} do themselves, Python {python}; its failures are what we mend."""
     install(session, "tests", row.torch)
@@ -289,6 +342,7 @@ add_sessions("plain", ROWS, plain, tags=["plain"])
 add_sessions("cuda", ROWS, cuda, tags=["cuda"])
 add_sessions("bench", BENCH_ROWS, bench_row, tags=["bench"])
 add_sessions("examples", EXAMPLE_ROWS, examples_row, tags=["examples"])
+add_drop_in_sessions()
 
 
 @nox.session(venv_backend="none")
@@ -296,6 +350,13 @@ def examples(session: nox.Session) -> None:
     """Run the examples on the releases of the short run, one after the other."""
     for label in EXAMPLE_ROWS:
         session.notify(f"examples-{label}", posargs=session.posargs)
+
+
+@nox.session(name="drop-in", venv_backend="none")
+def drop_in(session: nox.Session) -> None:
+    """Put our modules in place of NeMo AutoModel's, on each version and torch of ci_matrix/nemo.toml."""
+    for name in NEMO_RUNS:
+        session.notify(name, posargs=session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from automodel_mesh.loaders import *  # noqa: F403
     from automodel_mesh.mesh import *  # noqa: F403
     from automodel_mesh.mesh_utils import *  # noqa: F403
+    from automodel_mesh.nemo.replacement import *  # noqa: F403
 
 __all__ = [  # noqa: F405 - from the stars above
     "STRATEGY_MAP",
@@ -35,10 +36,12 @@ __all__ = [  # noqa: F405 - from the stars above
     "get_fsdp_dp_mesh",
     "get_submesh",
     "initialize_distributed",
+    "replace_nemo_automodel",
     "resolve_distributed_setup",
 ]
 
 _HOMES = (
+    "automodel_mesh.nemo.replacement",  # first, as it needs no torch
     "automodel_mesh.config",
     "automodel_mesh.init_utils",
     "automodel_mesh.loaders",

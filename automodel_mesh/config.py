@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.build import resolve_world_size
 from automodel_mesh.checks import is_int, timeout_of_minutes, wrong_type
-from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.errors import MeshArgumentError
-from automodel_mesh.fields import as_dict, brief, check_flags, from_dict, one_of_names
+from automodel_mesh.fields import as_dict, brief, check_config, from_dict, is_config, one_of_names
 from automodel_mesh.keywords import suggest_keywords
 from automodel_mesh.lookups import MeshLookups
 from automodel_mesh.mesh import MeshContext
+from automodel_mesh.moe_config import MoEParallelizerConfig
+from automodel_mesh.multimodal_configs import (
+    ActivationCheckpointingScope,
+    MultimodalDistributedConfig,
+    MultimodalVisionConfig,
+    normalize_activation_checkpointing_scope,
+)
+from automodel_mesh.nemo.config import *  # noqa: F403 - more names that NeMo AutoModel's code imports from here
 from automodel_mesh.pipelining.config import PipelineConfig
 from automodel_mesh.strategy_configs import (
     STRATEGY_MAP,
@@ -28,9 +36,10 @@ from automodel_mesh.strategy_configs import (
     DistributedStrategyConfig,
     FSDP2Config,
     MegatronFSDPConfig,
+    check_strategy_config,
     resolve_activation_checkpointing,
 )
-from automodel_mesh.topology.sizes import ParallelismSizes
+from automodel_mesh.topology.sizes import ParallelismSizes, check_sizes
 from automodel_mesh.topology.strategies import (
     STRATEGIES,
     Strategy,
@@ -47,90 +56,62 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    import torch
-    from torch.distributed.fsdp import MixedPrecisionPolicy
     from typing_extensions import Self
 
 __all__ = [
     "STRATEGY_MAP",
     "ActivationCheckpointing",
+    "ActivationCheckpointingScope",
     "DDPConfig",
     "DistributedSetup",
     "DistributedStrategyConfig",
     "FSDP2Config",
     "MegatronFSDPConfig",
     "MoEParallelizerConfig",
+    "MultimodalDistributedConfig",
+    "MultimodalVisionConfig",
     "PipelineConfig",
+    "normalize_activation_checkpointing_scope",
     "strategy_name",
 ]
 
 
 @suggest_keywords
 @dataclass(frozen=True)
-class MoEParallelizerConfig:
-    """How a model with experts is sharded and checkpointed.
-
-    Raises:
-        TypeError: a field has a value of the wrong type.
-        ValueError: a field has a value that is not valid; the message lists the valid ones.
-    """
-
-    ignore_router_for_ac: bool = False
-    """Whether the router's decisions are kept when activations are recomputed, so that tokens go to the same experts.
-    By default `False`."""
-
-    reshard_after_forward: bool = False
-    """Whether the parameters of a block are freed between forward and backward. By default `False`."""
-
-    lm_head_precision: torch.dtype | str | None = None
-    """The dtype that the head computes in, a `torch.dtype` or its name. By default `None`: the model's."""
-
-    wrap_outer_model: bool = True
-    """Whether the model around the blocks is sharded too, as one unit. By default `True`."""
-
-    mp_policy: MixedPrecisionPolicy | None = field(default=None, hash=False)
-    """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default `None`: torch's default."""
-
-    def __post_init__(self) -> None:
-        check_flags(self, "ignore_router_for_ac", "reshard_after_forward", "wrap_outer_model")
-        check_dtype(self, "lm_head_precision")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, their values as they are."""
-        return as_dict(self)
-
-
-@suggest_keywords
-@dataclass(frozen=True, kw_only=True)
 class DistributedSetup(MeshLookups):
     """The meshes of a model and the settings for it, in one object to pass to a loader.
 
     `build` also builds the meshes. A setup that is made directly has the meshes of `mesh_context`, or settings for
     meshes that are not built yet. It is a context manager that closes itself at the end of the block.
 
+    A configuration can also be one of NeMo AutoModel's own: it is recognised by the name and the fields of its class.
+
     Args:
+        mesh_context: the meshes; by default none. If the setup has a strategy, settings for experts or activation
+            checkpointing, its `mesh_context` is a context of the same meshes with these settings.
         strategy_config: the strategy's configuration; `None` for meshes without settings.
-        parallelism_sizes: the requested sizes; those of the meshes are read from `mesh_context`.
         pipeline_config: how the model is split into stages; needs `pp_size` above 1.
         moe_parallel_config: how experts are parallelised; needs `ep_size` above 1.
         activation_checkpointing: `False`, `True` or `"full"` (kept as `True`), or `"selective"`, which megatron_fsdp
             does not support. If it is `False`, it gets the value of `strategy_config`: read it here, not there.
-        mesh_context: the meshes; by default none.
+        parallelism_sizes: the requested sizes; those of the meshes are read from `mesh_context`.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: arguments that contradict each other; the message names the field, its value and valid values.
+        TypeError: an argument, or a field of a configuration, has the wrong type.
+        ValueError: a field has a value that is not valid, or arguments contradict each other; the message names the
+            field, its value and valid values.
     """
 
+    mesh_context: MeshContext = field(default_factory=MeshContext)
     strategy_config: StrategyConfig | None = None
-    parallelism_sizes: ParallelismSizes | None = None
     pipeline_config: PipelineConfig | None = None
     moe_parallel_config: MoEParallelizerConfig | None = None
     activation_checkpointing: ActivationCheckpointing = False
-    mesh_context: MeshContext = field(default_factory=MeshContext, hash=False)
+    parallelism_sizes: ParallelismSizes | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_configs(self)
         strategy = None if self.strategy_config is None else strategy_for(self.strategy_config)
         sizes = _sizes_of(self, strategy)
         if strategy is not None:
@@ -141,10 +122,11 @@ class DistributedSetup(MeshLookups):
         if strategy is not None:
             _check_options(self.strategy_config, strategy)
         object.__setattr__(self, "activation_checkpointing", mode)
+        object.__setattr__(self, "mesh_context", _with_settings(self))
 
     @classmethod
     @suggest_keywords
-    def build(  # noqa: PLR0917 - six arguments can be given by position, as in NeMo AutoModel
+    def build(  # noqa: PLR0917 - all arguments can be given by position, as in NeMo AutoModel
         cls,
         strategy: str | StrategyConfig = "fsdp2",
         parallelism_sizes: ParallelismSizes | None = None,
@@ -152,7 +134,6 @@ class DistributedSetup(MeshLookups):
         moe_parallel_config: MoEParallelizerConfig | Mapping[str, Any] | None = None,
         activation_checkpointing: ActivationCheckpointing = False,
         world_size: int | None = None,
-        *,
         timeout_minutes: float | None = None,
         ranks: Sequence[int] | None = None,
     ) -> Self:
@@ -186,7 +167,8 @@ class DistributedSetup(MeshLookups):
                 other, or sizes that do not fit the ranks; the message names the field, its value and valid values.
         """
         sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
-        _check_type("parallelism_sizes", sizes, ParallelismSizes)
+        _check_config_type("parallelism_sizes", sizes, ParallelismSizes)
+        check_sizes(sizes)
         timeout_of_minutes("timeout_minutes", timeout_minutes)
         _check_world_size(world_size)
         pipeline = _coerce(PipelineConfig, "pipeline_config", pipeline_config)
@@ -199,7 +181,15 @@ class DistributedSetup(MeshLookups):
             moe_parallel_config=MoEParallelizerConfig() if moe is None and sizes.ep_size > 1 else moe,
             activation_checkpointing=activation_checkpointing,
         )
-        context = MeshContext.build(config, sizes, world_size=world_size, timeout_minutes=timeout_minutes, ranks=ranks)
+        context = MeshContext.build(
+            config,
+            sizes,
+            world_size=world_size,
+            moe_parallel_config=described.moe_parallel_config,
+            activation_checkpointing=described.activation_checkpointing,
+            timeout_minutes=timeout_minutes,
+            ranks=ranks,
+        )
         return dataclasses.replace(described, mesh_context=context)
 
     @classmethod
@@ -255,11 +245,11 @@ _Config = TypeVar("_Config", PipelineConfig, MoEParallelizerConfig)
 
 
 def _coerce(kind: type[_Config], argument: str, value: object) -> _Config | None:
-    """Return a configuration as an instance of its class, made from a dict if one was given."""
-    if value is None or isinstance(value, kind):
-        return value
+    """Return a configuration: the one given, or an instance made from a dict."""
     if isinstance(value, Mapping):
         return from_dict(kind, argument, value)
+    if value is None or is_config(kind, value):
+        return cast("_Config | None", value)
     raise wrong_type(argument, value, f"a {kind.__name__}, a dict of its fields, or None")
 
 
@@ -283,17 +273,49 @@ def _check_type(argument: str, value: object, kind: type, hint: str = "") -> Non
         raise wrong_type(argument, value, f"a {kind.__name__}{hint}")
 
 
+def _check_config_type(argument: str, value: object, kind: type, hint: str = "") -> None:
+    if not is_config(kind, value):
+        raise wrong_type(argument, value, f"a {kind.__name__}{hint}")
+
+
 def _check_types(setup: DistributedSetup) -> None:
     """Require the types of the fields; only `build` accepts names and dicts."""
     if setup.strategy_config is not None:
         _check_strategy("strategy_config", setup.strategy_config, " or None")
-    if setup.parallelism_sizes is not None:
-        _check_type("parallelism_sizes", setup.parallelism_sizes, ParallelismSizes, " or None")
-    if setup.pipeline_config is not None:
-        _check_type("pipeline_config", setup.pipeline_config, PipelineConfig, " or None")
-    if setup.moe_parallel_config is not None:
-        _check_type("moe_parallel_config", setup.moe_parallel_config, MoEParallelizerConfig, " or None")
+    kinds = {
+        "parallelism_sizes": ParallelismSizes,
+        "pipeline_config": PipelineConfig,
+        "moe_parallel_config": MoEParallelizerConfig,
+    }
+    for name, kind in kinds.items():
+        if getattr(setup, name) is not None:
+            _check_config_type(name, getattr(setup, name), kind, " or None")
     _check_type("mesh_context", setup.mesh_context, MeshContext)
+
+
+def _check_configs(setup: DistributedSetup) -> None:
+    """Check the fields of the configurations, which can have been changed since they were made."""
+    if setup.parallelism_sizes is not None:
+        check_sizes(setup.parallelism_sizes)
+    check_strategy_config(setup.strategy_config)
+    if setup.pipeline_config is not None:
+        check_config(PipelineConfig, setup.pipeline_config)
+    if setup.moe_parallel_config is not None:
+        check_config(MoEParallelizerConfig, setup.moe_parallel_config)
+
+
+def _with_settings(setup: DistributedSetup) -> MeshContext:
+    """Return the context with the settings of the setup: itself if it has them, or if the setup has none."""
+    context = setup.mesh_context
+    names = ("strategy_config", "moe_parallel_config", "activation_checkpointing")
+    settings = {name: getattr(setup, name) for name in names}
+    if not any(settings.values()) or all(getattr(context, name) is value for name, value in settings.items()):
+        return context
+    changed = copy.copy(context)
+    for name, value in settings.items():
+        setattr(changed, name, value)
+    changed._share(context)  # noqa: SLF001 - a setup closes what its context would, unlike a copy
+    return changed
 
 
 def _check_world_size(world_size: object) -> None:

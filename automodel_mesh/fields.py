@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from automodel_mesh.checks import check_each_name, check_size, listed, nearest, shown, wrong_type
 from automodel_mesh.errors import MeshArgumentError
@@ -13,20 +13,65 @@ from automodel_mesh.errors import MeshArgumentError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    class _Checked(DataclassInstance, Protocol):
+        def check(self) -> None: ...
+
     _Config = TypeVar("_Config", bound=DataclassInstance)
+    _CheckedConfig = TypeVar("_CheckedConfig", bound=_Checked)
 
 __all__ = [
     "as_dict",
     "brief",
     "check_at_least_one",
     "check_choice",
+    "check_config",
     "check_flags",
     "check_list_of_names",
     "check_names",
     "check_positive",
     "from_dict",
+    "is_config",
     "one_of_names",
 ]
+
+
+def is_config(kind: type, value: object) -> bool:
+    """Tell whether a value is a configuration of a class, or of the class of the same name in another package.
+
+    Code that has NeMo AutoModel's own configurations can so pass them here. Such a class is a dataclass whose fields
+    are all known here, or which has all that are known here: another version's has more or fewer.
+
+    Args:
+        kind: The class, a dataclass.
+        value: The value.
+    """
+    if isinstance(value, kind):
+        return True
+    bases = (base for base in type(value).__mro__ if base.__name__ == kind.__name__ and is_dataclass(base))
+    known = field_names(kind)
+    return any(names and (names <= known or known <= names) for names in map(field_names, bases))
+
+
+def field_names(kind: Any) -> set[str]:
+    """Return the names of a configuration's fields, that of a class or of an instance."""
+    return {field.name for field in fields(kind)}
+
+
+def check_config(kind: type[_CheckedConfig], value: Any) -> None:
+    """Check a configuration for which `is_config` is true, by the checks of the class here.
+
+    Args:
+        kind: The class.
+        value: The configuration, of this class or of another package's. Fields that are not known here are not checked.
+
+    Raises:
+        TypeError: A field has a value of the wrong type.
+        ValueError: A field has a value that is not valid.
+    """
+    if not isinstance(value, kind):
+        given = {name: getattr(value, name) for name in field_names(kind) if hasattr(value, name)}
+        value = kind(**given)
+    value.check()
 
 
 def check_flags(config: DataclassInstance, *names: str) -> None:
@@ -160,7 +205,8 @@ def brief(config: DataclassInstance) -> str:
 
 
 def _is_set(config: DataclassInstance, item: Field[Any]) -> bool:
-    return bool(getattr(config, item.name) != item.default)
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    return bool(getattr(config, item.name) != default)
 
 
 def from_dict(kind: type[_Config], argument: str, values: Mapping[Any, Any]) -> _Config:

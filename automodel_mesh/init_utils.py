@@ -6,6 +6,7 @@ import atexit
 import functools
 import logging
 import os
+import sys
 import threading
 import weakref
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DistInfo",
+    "destroy_global_state",
     "get_local_rank_preinit",
     "get_local_world_size_preinit",
     "get_rank_safe",
@@ -42,7 +44,7 @@ EXIT_SECONDS: Final = 5.0
 """How long the interpreter waits at its exit, at most, for the process groups to shut down."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class DistInfo:
     """The rank and the device of this process, and the number of ranks.
 
@@ -50,20 +52,20 @@ class DistInfo:
         backend: The backend that was asked for, such as `"nccl"`.
         rank: The rank of this process, from 0 to `world_size - 1`.
         world_size: Number of ranks, at least 1.
-        local_rank: The rank of this process among those on its machine, from 0 to `local_world_size - 1`.
-        local_world_size: Number of ranks on this machine, at least 1.
         device: The device to compute on: the accelerator of the local rank, such as `cuda:<local_rank>` with NCCL, or
             `cpu`.
         is_main: Whether this is rank 0, which usually logs and saves.
+        local_rank: The rank of this process among those on its machine, from 0 to `local_world_size - 1`.
+        local_world_size: Number of ranks on this machine, at least 1.
     """
 
     backend: str
     rank: int
     world_size: int
-    local_rank: int
-    local_world_size: int
     device: torch.device
     is_main: bool
+    local_rank: int = 0
+    local_world_size: int = 1
 
 
 class _RankInfo(NamedTuple):
@@ -73,6 +75,11 @@ class _RankInfo(NamedTuple):
     world_size: int
     local_rank: int
     local_world_size: int
+
+    def describe(self, backend: str, device: torch.device) -> DistInfo:
+        """Return it together with the backend and the device."""
+        is_main = self.rank == 0
+        return DistInfo(backend, self.rank, self.world_size, device, is_main, self.local_rank, self.local_world_size)
 
 
 def initialize_distributed(backend: str, timeout_minutes: float | None = 10.0) -> DistInfo:
@@ -134,7 +141,22 @@ def initialize_distributed(backend: str, timeout_minutes: float | None = 10.0) -
     info = info._replace(rank=dist.get_rank(), world_size=dist.get_world_size())
     _shutdown_of_process(os.getpid()).register_world(device)
     logger.info("rank %d of %d: %s on %s", info.rank, info.world_size, asked, device)
-    return DistInfo(asked, *info, device, is_main=info.rank == 0)
+    return info.describe(asked, device)
+
+
+def destroy_global_state() -> None:
+    """Destroy the process groups of this process, the default one too; for use at the end of a program.
+
+    If `torch.distributed` is not initialised it does nothing. A process that `initialize_distributed` has initialised
+    does the same at exit, within `EXIT_SECONDS`. If NeMo AutoModel has made a buffer of DeepEP, that is freed first:
+    `destroy_process_group` would wait for it.
+
+    Raises:
+        RuntimeError: A backend failed to shut down; NCCL's may, after a peer has died.
+    """
+    _free_deep_ep_buffer()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def get_rank_safe() -> int:
@@ -258,7 +280,7 @@ def _describe_existing_world(asked: str) -> DistInfo:
     rank = dist.get_rank()
     info = _RankInfo(rank, dist.get_world_size(), get_local_rank_preinit(), get_local_world_size_preinit())
     logger.info("torch.distributed is initialised already, with %s: rank %d of %d", whole, rank, info.world_size)
-    return DistInfo(asked, *info, current_device(kind), is_main=rank == 0)
+    return info.describe(asked, current_device(kind))
 
 
 def _select_device(asked: str, local_rank: int) -> torch.device:
@@ -331,11 +353,25 @@ class _WorldShutdown:
         try:
             if self._device.type != "cpu":
                 select_device(self._device.type, self._device.index)  # each thread has a current device of its own
+            _free_deep_ep_buffer()
             _signal_and_hold(self._finished, end_world())
         except RuntimeError as error:
             logger.warning("the process group did not shut down cleanly: %s", error)
         finally:
             self._finished.set()
+
+
+def _free_deep_ep_buffer() -> None:
+    """Free the buffer through which NeMo AutoModel's DeepEP sends tokens to experts, if its module is imported."""
+    free = getattr(sys.modules.get("nemo_automodel.components.moe.megatron.fused_a2a"), "free_buffer", None)
+    if free is None:
+        return
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        free()
+    except Exception as error:  # noqa: BLE001 - of DeepEP's, whatever it is; the process groups are to be destroyed all the same
+        logger.warning("the buffer of DeepEP was not freed: %s", error)
 
 
 def _signal_and_hold(finished: threading.Event, _held: object) -> None:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, InitVar, dataclass, field
+import os
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import torch.distributed as dist
 
 from automodel_mesh import compat, strategy_configs
-from automodel_mesh.build import Meshes, build_meshes
-from automodel_mesh.checks import timeout_of_minutes
+from automodel_mesh.build import Meshes, build_meshes, resolve_world_size
+from automodel_mesh.checks import check_size, timeout_of_minutes
 from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.errors import MeshArgumentError, RankNotInMeshError
 from automodel_mesh.group_handle import GroupHandle
 from automodel_mesh.keywords import suggest_keywords
 from automodel_mesh.lookups import MeshLookups
 from automodel_mesh.nemo import old_names
+from automodel_mesh.strategy_configs import check_strategy_config
 from automodel_mesh.topology.axis_names import MeshAxisName
 from automodel_mesh.topology.sizes import ParallelismSizes
-from automodel_mesh.topology.strategies import STRATEGIES, fully_shard_strategy, strategy_for
+from automodel_mesh.topology.strategies import STRATEGIES, fully_shard_strategy, plan_topologies, strategy_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from torch import nn
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Self
 
+    from automodel_mesh.moe_config import MoEParallelizerConfig
+    from automodel_mesh.strategy_configs import ActivationCheckpointing
     from automodel_mesh.topology.strategies import StrategyConfig
 
 __all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
@@ -63,7 +68,7 @@ _PROCESS_GROUP: Any = _ProcessGroup()
 @suggest_keywords
 @dataclass
 class MeshContext(MeshLookups):
-    """The device meshes of a model, and what follows from them.
+    """The device meshes of a model and the settings to parallelise it with, and what follows from the meshes.
 
     Sizes are read from the axes of these names; without such an axis they are 1, `dp_size` and `dp_replicate_size`
     `None`. As a context manager it closes itself at the end of the block.
@@ -77,16 +82,29 @@ class MeshContext(MeshLookups):
         moe_mesh: the expert mesh.
         process_group: a process group of the model's ranks, if the caller has one. Reading it is a
             `ProcessGroupDestroyedError` once it was destroyed, or where the process of an unpickled context lacks it.
+        strategy_config: the strategy's configuration; a `DistributedSetup` checks it, this class does not.
+        moe_parallel_config: how experts are parallelised.
+        activation_checkpointing: `False`, `True` or `"full"`, which mean the same, or `"selective"`.
+        reapply_trainability: a function that a loader calls with the model after it has replaced modules in it, to set
+            again which parameters are trained.
+        cp_ring_degree: ranks along the ring in the context parallel axis, at least 1.
+        cp_ulysses_degree: ranks that exchange heads in that axis, at least 1; `None` for all that the ring leaves.
 
     Raises:
-        ValueError: a mesh has no names, or one that is neither a `MeshAxisName` nor an axis of a registered strategy.
-        TypeError: `process_group` is no process group.
+        ValueError: a mesh has no names, or one that is neither a `MeshAxisName` nor an axis of a registered strategy;
+            or a degree is less than 1.
+        TypeError: `process_group` is no process group; a degree is not an int.
     """
 
     device_mesh: DeviceMesh | None = None
     moe_mesh: DeviceMesh | None = None
-    _: KW_ONLY
     process_group: _NoField[ProcessGroup | None] = _PROCESS_GROUP
+    strategy_config: StrategyConfig | None = None
+    moe_parallel_config: MoEParallelizerConfig | None = None
+    activation_checkpointing: ActivationCheckpointing = False
+    reapply_trainability: Callable[[nn.Module], None] | None = field(default=None, repr=False)
+    cp_ring_degree: int = 1
+    cp_ulysses_degree: int | None = None
     _handle: GroupHandle | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self, process_group: ProcessGroup | None = None) -> None:  # noqa: RUF033 - its type hides `InitVar`
@@ -95,6 +113,8 @@ class MeshContext(MeshLookups):
         self._built: Meshes | None = None
         self._owned: DeviceMesh | None = None
         _validate_mesh_axis_names(self)
+        check_size("cp_ring_degree", self.cp_ring_degree)
+        check_size("cp_ulysses_degree", self.cp_ulysses_degree, optional=True)
 
     def _share(self, other: MeshContext) -> None:
         """Take over the process group of another context, and what it closes."""
@@ -112,6 +132,11 @@ class MeshContext(MeshLookups):
         parallelism_sizes: ParallelismSizes | None = None,
         world_size: int | None = None,
         *,
+        moe_parallel_config: MoEParallelizerConfig | None = None,
+        activation_checkpointing: ActivationCheckpointing = False,
+        reapply_trainability: Callable[[nn.Module], None] | None = None,
+        cp_ring_degree: int = 1,
+        cp_ulysses_degree: int | None = None,
         timeout_minutes: float | None = None,
         ranks: Sequence[int] | None = None,
         backend_override: Mapping[str, Any] | None = None,
@@ -123,6 +148,11 @@ class MeshContext(MeshLookups):
             strategy_config: an `FSDP2Config`, `MegatronFSDPConfig`, `DDPConfig` or other object for `strategy_for`.
             parallelism_sizes: the sizes asked for; by default all ranks are data parallel.
             world_size: number of ranks; by default found from the process group or the launcher.
+            moe_parallel_config: kept in the context, like the next four; see the class.
+            activation_checkpointing: what is recomputed in the backward pass.
+            reapply_trainability: sets again which parameters are trained.
+            cp_ring_degree: ranks along the ring in the context parallel axis.
+            cp_ulysses_degree: ranks that exchange heads in that axis.
             timeout_minutes: the timeout of every process group made, in minutes; by default the backend's.
             ranks: the global ranks of the model, ascending; by default all.
             backend_override: for an axis, native or derived, by name: a backend, its options, or both as a pair.
@@ -130,18 +160,33 @@ class MeshContext(MeshLookups):
 
         Returns:
             The context. With DDP, and any strategy without a mesh, it has a `process_group` of the model's ranks in
-            place of meshes. On a rank outside of `ranks`, `is_member` is false, and asking for a submesh or a group is
-            an error.
+            place of meshes; it has neither in a single process without a launcher and without `torch.distributed`. On a
+            rank outside of `ranks`, `is_member` is false, and asking for a submesh or a group is an error.
 
         Raises:
-            ValueError: sizes that do not fit the strategy, the ranks, or each other; the message says which would.
+            ValueError: sizes that do not fit the strategy, the ranks, or each other; a field of the configuration that
+                is not valid. The message says which value is.
             TypeError: a size or rank that is not an integer; `strategy_config` is not a strategy's configuration.
         """
         timeout = timeout_of_minutes("timeout_minutes", timeout_minutes)
         strategy = strategy_for(strategy_config)
+        check_strategy_config(strategy_config)
+        settings: dict[str, Any] = {
+            "strategy_config": strategy_config,
+            "moe_parallel_config": moe_parallel_config,
+            "activation_checkpointing": activation_checkpointing,
+            "reapply_trainability": reapply_trainability,
+            "cp_ring_degree": cp_ring_degree,
+            "cp_ulysses_degree": cp_ulysses_degree,
+        }
+        MeshContext(**settings)  # refuses what is wrong in them before a group is made
+        sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
+        if not strategy.has_mesh and not dist.is_initialized() and "WORLD_SIZE" not in os.environ:
+            plan_topologies(strategy, sizes, resolve_world_size(world_size), ranks=ranks)  # for its checks
+            return cls(**settings)
         meshes = build_meshes(
             strategy,
-            ParallelismSizes() if parallelism_sizes is None else parallelism_sizes,
+            sizes,
             world_size,
             ranks=ranks,
             timeout=timeout,
@@ -149,29 +194,56 @@ class MeshContext(MeshLookups):
             separate_groups=separate_groups,
         )
         if strategy.has_mesh:
-            context = cls(meshes.root, meshes.moe)
+            context = cls(device_mesh=meshes.root, moe_mesh=meshes.moe, **settings)
         else:
             member = compat.get_coordinate(meshes.root) is not None
-            context = cls(process_group=compat.get_group(meshes.root) if member else None)
+            context = cls(process_group=compat.get_group(meshes.root) if member else None, **settings)
         context._built = meshes
         context._owned = meshes.root
         return context
 
     @classmethod
-    def from_meshes(cls, device_mesh: DeviceMesh | None, moe_mesh: DeviceMesh | None = None) -> Self:
+    def from_meshes(
+        cls,
+        device_mesh: DeviceMesh | None,
+        moe_mesh: DeviceMesh | None = None,
+        *,
+        strategy_config: StrategyConfig | None = None,
+        moe_parallel_config: MoEParallelizerConfig | None = None,
+        activation_checkpointing: ActivationCheckpointing = False,
+        reapply_trainability: Callable[[nn.Module], None] | None = None,
+        cp_ring_degree: int = 1,
+        cp_ulysses_degree: int | None = None,
+    ) -> Self:
         """Wrap existing meshes. Closing such a context destroys nothing: the process groups are the caller's.
 
         Args:
-            device_mesh: the root mesh.
+            device_mesh: the root mesh; all arguments are those of the class.
             moe_mesh: the expert mesh.
+            strategy_config: the strategy's configuration.
+            moe_parallel_config: how experts are parallelised.
+            activation_checkpointing: what is recomputed in the backward pass.
+            reapply_trainability: sets again which parameters are trained.
+            cp_ring_degree: ranks along the ring in the context parallel axis.
+            cp_ulysses_degree: ranks that exchange heads in that axis.
 
         Returns:
             The context.
 
         Raises:
             ValueError: as for the class.
+            TypeError: as for the class.
         """
-        return cls(device_mesh, moe_mesh)
+        return cls(
+            device_mesh,
+            moe_mesh,
+            strategy_config=strategy_config,
+            moe_parallel_config=moe_parallel_config,
+            activation_checkpointing=activation_checkpointing,
+            reapply_trainability=reapply_trainability,
+            cp_ring_degree=cp_ring_degree,
+            cp_ulysses_degree=cp_ulysses_degree,
+        )
 
     @property
     def is_member(self) -> bool:

@@ -87,27 +87,27 @@ def get_fsdp_dp_mesh(
     return remembered(device_mesh, request, _find_fsdp_dp_mesh, "fsdp")
 
 
-def create_ring_ulysses_mesh(mesh: DeviceMesh, *, ring_degree: int, ulysses_degree: int) -> DeviceMesh:
+def create_ring_ulysses_mesh(device_mesh: DeviceMesh, *, ring_degree: int, ulysses_degree: int) -> DeviceMesh:
     """Split the context parallel axis into one for ring attention and one for Ulysses. On every rank of the world.
 
     Args:
-        mesh: a mesh with the axis `cp`, or a mesh derived from one.
+        device_mesh: a mesh with the axis `cp`, or a mesh derived from one.
         ring_degree: size of the outer axis, along which keys and values are passed on, at least 1.
         ulysses_degree: size of the inner axis, along which heads are exchanged, at least 1. The product of both is the
             size of `cp`.
 
     Returns:
-        The mesh (ring, ulysses) of this rank, in the family of `mesh`.
+        The mesh (ring, ulysses) of this rank, in the family of `device_mesh`.
 
     Raises:
         ValueError: the product is not the size of `cp`, or a degree is below 1.
         KeyError: there is no axis `cp`.
         RankNotInMeshError: this rank is outside the mesh.
     """
-    root = compat.get_root_mesh(mesh)
+    root = compat.get_root_mesh(device_mesh)
     check_size("ring_degree", ring_degree)
     check_size("ulysses_degree", ulysses_degree)
-    holder = root if "cp" in (root.mesh_dim_names or ()) else mesh
+    holder = root if "cp" in (root.mesh_dim_names or ()) else device_mesh
     return compat.refold(holder, ("cp",), (ring_degree, ulysses_degree), ("ring", "ulysses"))
 
 

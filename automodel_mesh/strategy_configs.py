@@ -7,10 +7,28 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
+import torch
+
 from automodel_mesh.checks import is_int, wrong_type
+from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.errors import MeshArgumentError
-from automodel_mesh.fields import as_dict, check_choice, check_flags, check_names, check_positive, one_of_names
+from automodel_mesh.fields import (
+    as_dict,
+    check_at_least_one,
+    check_choice,
+    check_config,
+    check_flags,
+    check_names,
+    check_positive,
+    is_config,
+    one_of_names,
+)
 from automodel_mesh.keywords import suggest_keywords
+from automodel_mesh.multimodal_configs import (
+    ActivationCheckpointingScope,
+    MultimodalDistributedConfig,
+    normalize_activation_checkpointing_scope,
+)
 from automodel_mesh.topology.strategies import STRATEGIES, Strategy, check_supported_option, strategy_for
 
 if TYPE_CHECKING:
@@ -23,13 +41,14 @@ __all__ = [
     "DistributedStrategyConfig",
     "FSDP2Config",
     "MegatronFSDPConfig",
+    "check_strategy_config",
     "resolve_activation_checkpointing",
 ]
 
 ActivationCheckpointing: TypeAlias = bool | Literal["full", "selective"]
 """What is recomputed in the backward pass instead of kept: nothing, everything, or what a policy selects.
 
-`True` and `"full"` mean the same; configurations keep both as `True`.
+`True` and `"full"` mean the same; a `DistributedSetup` keeps both as `True`.
 """
 
 
@@ -59,14 +78,22 @@ def resolve_activation_checkpointing(value: object, strategy: Strategy | None = 
     return "selective" if value == "selective" else bool(value)
 
 
+def _default_mp_policy() -> MixedPrecisionPolicy:
+    from torch.distributed.fsdp import MixedPrecisionPolicy  # noqa: PLC0415 - dear, and no other strategy needs it
+
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
 @suggest_keywords
-@dataclass(frozen=True)
+@dataclass
 class FSDP2Config:
     """Fully sharded data parallelism by torch's `fully_shard`, with any mix of the other axes.
 
+    Fields can be changed. They are checked when the configuration is used, by `check`.
+
     Raises:
-        TypeError: a field has a value of the wrong type.
-        ValueError: a field has a value that is not valid; the message lists what is.
+        TypeError: `multimodal` has the wrong class.
+        ValueError: `activation_checkpointing_scope` has an unknown name.
     """
 
     strategy: ClassVar[str] = "fsdp2"
@@ -75,35 +102,81 @@ class FSDP2Config:
     sequence_parallel: bool = False
     """Whether tensor parallel layers shard their activations along the sequence too. By default `False`."""
 
-    tp_plan: str | Mapping[str, Any] | None = field(default=None, hash=False)
+    tp_plan: str | Mapping[str, Any] | None = None
     """How modules are split for tensor parallelism: the name of a plan, or a plan, module names or patterns to parallel
     styles. By default `None`: the model's own plan."""
 
-    mp_policy: MixedPrecisionPolicy | None = field(default=None, hash=False)
-    """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default `None`: torch's own, which
-    computes in the dtype of the parameters."""
+    patch_is_packed_sequence: bool = False
+    """Whether transformers is told that no sequence is packed, which saves a wait for the GPU at each attention layer.
+    By default `False`."""
 
-    offload_policy: OffloadPolicy | None = field(default=None, hash=False)
+    mp_policy: MixedPrecisionPolicy | None = field(default_factory=_default_mp_policy)
+    """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default, and for `None`, parameters are
+    cast to bfloat16 to compute, and gradients are reduced in float32."""
+
+    offload_policy: OffloadPolicy | None = None
     """The `torch.distributed.fsdp.OffloadPolicy` for `fully_shard`, such as `CPUOffloadPolicy()`. By default `None`:
     parameters stay on the device."""
 
-    reshard_after_forward: bool | int | None = None
-    """Whether parameters are freed between forward and backward: `True` or `False`, or, as an int of at least 1, the
-    number of ranks to reshard to. By default `None`: torch's own choice, made by leaving the argument out, since
-    `fully_shard` takes no `None` before torch 2.8."""
+    autocast_dtype: torch.dtype | str | None = None
+    """The dtype for `torch.autocast` around the forward pass, a `torch.dtype` or its name. By default `None`: no
+    autocast."""
+
+    activation_checkpointing: ActivationCheckpointing = False
+    """`False`, `True` or `"full"`, which mean the same, or `"selective"`. By default `False`."""
+
+    activation_checkpointing_scope: ActivationCheckpointingScope = "all"
+    """The parts of the model that recompute activations, kept as a tuple; see
+    `normalize_activation_checkpointing_scope`. By default `"all"`."""
 
     defer_fsdp_grad_sync: bool = True
     """Whether, with gradient accumulation, gradients are reduced at the last micro-batch only. By default `True`."""
 
-    activation_checkpointing: ActivationCheckpointing = False
-    """`False`, `True` or `"full"` (kept as `True`), or `"selective"`. By default `False`."""
+    reshard_after_forward: bool | int | None = None
+    """Whether parameters are freed between forward and backward: `True` or `False`, or, as an int of at least 1, the
+    number of ranks to reshard to. By default `None`: the loader's choice. `fully_shard` itself takes no `None` before
+    torch 2.8."""
+
+    enable_async_tensor_parallel: bool = False
+    """Whether tensor parallel communication overlaps computation; it needs `sequence_parallel`. By default `False`."""
+
+    enable_compile: bool = False
+    """Whether each layer is compiled. By default `False`."""
+
+    enable_fsdp2_prefetch: bool = False
+    """Whether the order in which units are gathered ahead of their use is set explicitly. By default `False`."""
+
+    fsdp2_backward_prefetch_depth: int = 2
+    """The number of units gathered ahead in the backward pass, at least 1. By default 2."""
+
+    fsdp2_forward_prefetch_depth: int = 1
+    """The number of units gathered ahead in the forward pass, at least 1. By default 1."""
+
+    multimodal: MultimodalDistributedConfig = field(default_factory=MultimodalDistributedConfig)
+    """How parts for images and sound are distributed. By default `MultimodalDistributedConfig()`."""
 
     def __post_init__(self) -> None:
-        check_flags(self, "sequence_parallel", "defer_fsdp_grad_sync")
+        if self.mp_policy is None:
+            self.mp_policy = _default_mp_policy()
+        _settle_scope(self)
+        if not is_config(MultimodalDistributedConfig, self.multimodal):
+            raise wrong_type("multimodal", self.multimodal, "a MultimodalDistributedConfig")
+
+    def check(self) -> None:
+        """Refuse values that are not valid.
+
+        Raises:
+            TypeError: a field has a value of the wrong type.
+            ValueError: a field has a value that is not valid; the message lists what is.
+        """
+        check_flags(self, "sequence_parallel", "patch_is_packed_sequence", "defer_fsdp_grad_sync")
+        check_flags(self, "enable_async_tensor_parallel", "enable_compile", "enable_fsdp2_prefetch")
+        check_at_least_one(self, "fsdp2_backward_prefetch_depth", "fsdp2_forward_prefetch_depth")
         _check_tp_plan(self.tp_plan)
+        check_dtype(self, "autocast_dtype")
         if not isinstance(self.reshard_after_forward, bool):
             _check_reshard_to(self.reshard_after_forward)
-        _settle_activation_checkpointing(self)
+        _check_checkpointing(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, their values as they are."""
@@ -114,28 +187,18 @@ _ZERO_STRATEGIES: Final = ("no_shard", "optim", "optim_grads", "optim_grads_para
 
 
 @suggest_keywords
-@dataclass(frozen=True)
+@dataclass
 class MegatronFSDPConfig:
     """Megatron-FSDP: one data parallel axis, with context and tensor parallelism.
 
-    The fields are arguments of `megatron_fsdp.fully_shard`, which is a package of its own.
-
-    Raises:
-        TypeError: a field has a value of the wrong type.
-        ValueError: a field has a value that is not valid; the message lists what is.
+    The fields are arguments of `megatron_fsdp.fully_shard`, which is a package of its own. They can be changed, and are
+    checked when the configuration is used, by `check`.
     """
 
     strategy: ClassVar[str] = "megatron_fsdp"
     """The strategy's name."""
 
-    sequence_parallel: bool = False
-    """Not supported with this strategy: a setup refuses `True`. By default `False`."""
-
-    tp_plan: str | Mapping[str, Any] | None = field(default=None, hash=False)
-    """How modules are split for tensor parallelism: the name of a plan, or a plan, module names or patterns to parallel
-    styles. By default `None`: the model's own plan."""
-
-    megatron_fsdp_unit_modules: Sequence[str] | None = field(default=None, hash=False)
+    megatron_fsdp_unit_modules: Sequence[str] | None = None
     """The import paths of the module classes to shard as units. By default `None`: the loader's choice."""
 
     zero_dp_strategy: int | str = 3
@@ -158,7 +221,12 @@ class MegatronFSDPConfig:
     """Whether parameters are gathered while the previous module computes. By default `True`."""
 
     check_for_nan_in_grad: bool = True
-    """Whether gradients are checked for NaN before they are reduced. By default `True`."""
+    """Whether gradients are checked for NaN before they are reduced; from megatron-fsdp 0.5 on it has no effect. By
+    default `True`."""
+
+    report_nan_in_param_grad: bool = False
+    """Whether the gradient of each parameter is checked for NaN, which is slow; from megatron-fsdp 0.5 on. By default
+    `False`."""
 
     average_in_collective: bool = False
     """Whether the collective averages gradients, instead of scaling them before. By default `False`."""
@@ -179,17 +247,31 @@ class MegatronFSDPConfig:
     """Whether communication uses persistent double buffers: fewer allocations, for more memory. By default `False`."""
 
     activation_checkpointing: ActivationCheckpointing = False
-    """`False`, `True` or `"full"` (kept as `True`); `"selective"` is not supported. By default `False`."""
+    """`False`, `True` or `"full"`, which mean the same; `"selective"` is not supported. By default `False`."""
 
-    def __post_init__(self) -> None:
+    sequence_parallel: bool = field(default=False, kw_only=True)
+    """Not supported with this strategy: a setup refuses `True`. By default `False`."""
+
+    tp_plan: str | Mapping[str, Any] | None = field(default=None, kw_only=True)
+    """How modules are split for tensor parallelism: the name of a plan, or a plan, module names or patterns to parallel
+    styles. By default `None`: the model's own plan."""
+
+    def check(self) -> None:
+        """Refuse values that are not valid.
+
+        Raises:
+            TypeError: a field has a value of the wrong type.
+            ValueError: a field has a value that is not valid; the message lists what is.
+        """
         check_flags(self, "sequence_parallel", "init_fsdp_with_meta_device", "grad_reduce_in_fp32")
         check_flags(self, "preserve_fp32_weights", "overlap_grad_reduce", "overlap_param_gather")
-        check_flags(self, "check_for_nan_in_grad", "average_in_collective", "disable_bucketing")
-        check_flags(self, "calculate_per_token_loss", "keep_fp8_transpose_cache", "nccl_ub", "fsdp_double_buffer")
+        check_flags(self, "check_for_nan_in_grad", "report_nan_in_param_grad", "average_in_collective")
+        check_flags(self, "disable_bucketing", "calculate_per_token_loss", "keep_fp8_transpose_cache")
+        check_flags(self, "nccl_ub", "fsdp_double_buffer")
         _check_tp_plan(self.tp_plan)
         check_names(self, "megatron_fsdp_unit_modules")
         check_choice(self, "zero_dp_strategy", (*range(len(_ZERO_STRATEGIES)), *_ZERO_STRATEGIES))
-        _settle_activation_checkpointing(self)
+        _check_checkpointing(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, their values as they are."""
@@ -197,42 +279,61 @@ class MegatronFSDPConfig:
 
 
 @suggest_keywords
-@dataclass(frozen=True)
+@dataclass
 class DDPConfig:
     """`DistributedDataParallel`: every rank holds the whole model.
 
+    Fields can be changed. They are checked when the configuration is used, by `check`.
+
     Raises:
-        TypeError: a field has a value of the wrong type.
-        ValueError: a field has a value that is not valid; the message lists what is.
+        ValueError: `activation_checkpointing_scope` has an unknown name.
     """
 
     strategy: ClassVar[str] = "ddp"
     """The strategy's name."""
 
-    broadcast_buffers: bool = True
-    """Whether the first rank sends its buffers, such as running means, at each forward pass. By default `True`. From
-    torch 2.13 on, `DistributedDataParallel` calls this `forward_sync_buffers` and warns of the older name. `True` is
-    its default on every release, so a loader can leave it out."""
+    activation_checkpointing: ActivationCheckpointing = False
+    """`False`, `True` or `"full"`, which mean the same, or `"selective"`. By default `False`."""
 
-    bucket_cap_mb: float | None = None
-    """Size of the buckets in which gradients are reduced, in MiB, above 0. By default `None`: torch's own, 25."""
+    activation_checkpointing_scope: ActivationCheckpointingScope = "all"
+    """The parts of the model that recompute activations, kept as a tuple; see
+    `normalize_activation_checkpointing_scope`. By default `"all"`."""
+
+    broadcast_buffers: bool = False
+    """Whether the first rank sends its buffers, such as running means, at each forward pass. By default `False`; that
+    of `DistributedDataParallel` is `True`. From torch 2.13 on it is called `forward_sync_buffers` there, and the older
+    name gives a warning."""
 
     find_unused_parameters: bool = False
     """Whether parameters without a gradient are looked for at each pass. By default `False`."""
 
-    gradient_as_bucket_view: bool = False
-    """Whether gradients are views of the buckets, which saves a copy of them. By default `False`."""
-
     static_graph: bool = False
     """Whether every pass uses the same parameters, so that DDP can optimise more. By default `False`."""
 
-    activation_checkpointing: ActivationCheckpointing = False
-    """`False`, `True` or `"full"` (kept as `True`), or `"selective"`. By default `False`."""
+    bucket_cap_mb: float | None = None
+    """Size of the buckets in which gradients are reduced, in MiB, above 0. By default `None`: torch's own, 25."""
+
+    gradient_as_bucket_view: bool = False
+    """Whether gradients are views of the buckets, which saves a copy of them. By default `False`."""
+
+    autocast_dtype: torch.dtype | str | None = None
+    """The dtype for `torch.autocast` around the forward pass, a `torch.dtype` or its name. By default `None`: no
+    autocast."""
 
     def __post_init__(self) -> None:
+        _settle_scope(self)
+
+    def check(self) -> None:
+        """Refuse values that are not valid.
+
+        Raises:
+            TypeError: a field has a value of the wrong type.
+            ValueError: a field has a value that is not valid; the message lists what is.
+        """
         check_flags(self, "broadcast_buffers", "find_unused_parameters", "gradient_as_bucket_view", "static_graph")
         check_positive("bucket_cap_mb", self.bucket_cap_mb, "MiB", default="torch's own")
-        _settle_activation_checkpointing(self)
+        check_dtype(self, "autocast_dtype")
+        _check_checkpointing(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, their values as they are."""
@@ -264,10 +365,30 @@ STRATEGY_MAP: Final[Mapping[str, type[Any]]] = _ConfigClasses()
 """The configuration's class for each name and alias of a strategy, those of strategies registered later included."""
 
 
-def _settle_activation_checkpointing(config: DistributedStrategyConfig) -> None:
-    """Check the mode of a configuration, and keep `True` for `"full"`."""
-    mode = resolve_activation_checkpointing(config.activation_checkpointing, strategy_for(config))
-    object.__setattr__(config, "activation_checkpointing", mode)
+def check_strategy_config(config: object) -> None:
+    """Refuse a strategy's configuration with values that are not valid.
+
+    Args:
+        config: a configuration of a built-in strategy, or of the class of the same name in another package. That of
+            another strategy is not checked: its package knows what is valid.
+
+    Raises:
+        TypeError: a field has a value of the wrong type.
+        ValueError: a field has a value that is not valid; the message lists what is.
+    """
+    for kind in (FSDP2Config, MegatronFSDPConfig, DDPConfig):
+        if is_config(kind, config):
+            check_config(kind, config)
+
+
+def _check_checkpointing(config: DistributedStrategyConfig) -> None:
+    resolve_activation_checkpointing(config.activation_checkpointing, strategy_for(config))
+
+
+def _settle_scope(config: FSDP2Config | DDPConfig) -> None:
+    config.activation_checkpointing_scope = normalize_activation_checkpointing_scope(
+        config.activation_checkpointing_scope
+    )
 
 
 def _check_tp_plan(value: object) -> None:
@@ -276,7 +397,7 @@ def _check_tp_plan(value: object) -> None:
         return
     if not isinstance(value, (str, Mapping)):
         raise wrong_type("tp_plan", value, wanted)
-    if not value:
+    if value == "":
         raise MeshArgumentError(f"tp_plan={value!r} is empty: give {wanted}")
     wrong = [] if isinstance(value, str) else [key for key in value if not isinstance(key, str)]
     if wrong:

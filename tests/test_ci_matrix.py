@@ -142,6 +142,10 @@ def test_bench_runs_at_the_bounds_of_each_era() -> None:
 
 def test_cuda_sessions_are_the_rows() -> None:
     """There is one cuda session per row, named as its tests session is."""
+    runs = tomli.loads((ROOT / "ci_matrix/nemo.toml").read_text())["runs"]
+    labels = {label(release) for release in RELEASES}
+    wanted = {f"drop-in-{run['nemo']}-{run['torch']}" for run in runs if run["torch"] in labels}
+    assert set(list_sessions("-t", "drop-in")) == wanted
     assert set(list_sessions("-t", "cuda")) == {f"cuda-{label(release)}" for release in RELEASES}
 
 

@@ -373,15 +373,17 @@ def test_a_plain_mesh_with_unknown_axes_is_refused() -> None:
 
 
 def test_a_setup_is_compared_by_value_and_cannot_be_changed() -> None:
-    """It cannot be changed or made with positional arguments; equal setups compare equal and have equal hashes."""
+    """It cannot be changed; equal setups compare equal; the sizes asked for are no positional argument."""
     setup = DistributedSetup(strategy_config=FSDP2Config(), activation_checkpointing="full")
     assert setup == DistributedSetup(strategy_config=FSDP2Config(), activation_checkpointing=True)
-    assert hash(setup) == hash(DistributedSetup(strategy_config=FSDP2Config(), activation_checkpointing=True))
+    assert setup == DistributedSetup(MeshContext(), FSDP2Config(), None, None, True)
     assert setup != DistributedSetup(strategy_config=FSDP2Config())
     with pytest.raises(dataclasses.FrozenInstanceError):
         setup.pipeline_config = None  # type: ignore[misc]
     with pytest.raises(TypeError, match="positional"):
-        DistributedSetup(FSDP2Config())  # type: ignore[call-arg]
+        DistributedSetup(MeshContext(), None, None, None, False, PP)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="mesh_context=FSDP2Config.* is of type FSDP2Config: give a MeshContext"):
+        DistributedSetup(FSDP2Config())  # type: ignore[arg-type]
 
 
 def test_a_setup_without_meshes_has_the_requested_sizes() -> None:

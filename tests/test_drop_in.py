@@ -1,103 +1,139 @@
-"""Code written for NeMo AutoModel's mesh layer runs here once its import lines are changed, as the how-to says."""
+"""Code written for NeMo AutoModel's mesh layer runs here once its import lines are changed, as the how-to says.
+
+The names and signatures of NeMo AutoModel are read from ci_matrix/nemo_api.json. `nox -s drop-in` compares that file
+with the packages, and runs what needs them.
+"""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import subprocess
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+from automodel_mesh import mesh_utils
+from tests.drop_in.api import PACKAGE, Names, differences, load_data, load_record, replaced_modules
+from tests.drop_in.tables import PAGE as PATH
+from tests.drop_in.tables import page_with_tables
 from tests.pages import blocks, run
 
-PAGE = (Path(__file__).parents[1] / "docs/how-to/replacing-nemo-automodel.md").read_text(encoding="utf-8")
-THERE = "nemo_automodel.components.distributed"
+PAGE = PATH.read_text(encoding="utf-8")
+RECORD = load_record()
+DATA = load_data()
+MODULES = [(version, tail) for version, modules in RECORD.items() for tail in modules]
 
-# What the documentation of NeMo AutoModel gives for each module, by the module's name here, and the arguments that
-# functions and classes can be given by position. None: no arguments, or none that are documented.
-Arguments = str | None
-NAMES: dict[str, dict[str, Arguments]] = {
-    "automodel_mesh": {
-        "DDPConfig": None,
-        "DistributedSetup": None,
-        "FSDP2Config": None,
-        "MegatronFSDPConfig": None,
-        "ParallelismSizes": None,
-        "PipelineConfig": None,
-        "initialize_distributed": "backend",
-    },
+# The API that NeMo AutoModel's documentation gave before 0.7.0: what can be given by position, by the name here.
+DOCUMENTED = {
     "automodel_mesh.mesh": {
-        "MeshAxisName": None,
-        "MeshContext": "device_mesh moe_mesh",
-        "ParallelismSizes": None,
-        "_VALID_AXIS_NAMES": None,
-        "_get_axis_size": "mesh axis default",
-        "_optional_axis": "mesh axis",
-        "_validate_mesh_axis_names": "mesh_context",
+        "MeshContext": "(device_mesh=None, moe_mesh=None)",
+        "MeshContext.build": "(strategy_config, parallelism_sizes=None, world_size=None)",
+        "MeshContext.from_meshes": "(device_mesh, moe_mesh=None)",
+        "MeshContext.pipeline_axis_kwargs": "()",
+        "_get_axis_size": "(mesh, axis, default=1)",
+        "_optional_axis": "(mesh, axis)",
+        "_validate_mesh_axis_names": "(mesh_context)",
     },
     "automodel_mesh.mesh_utils": {
-        "get_flat_mesh": "device_mesh name",
-        "get_fsdp_dp_mesh": "device_mesh dp_replicate_name dp_shard_cp_name",
-        "get_submesh": "device_mesh names",
-        "_MeshSpec": "shape axes flattened_axes",
-        "_create_device_meshes": "strategy_config parallelism world_size",
-        "_create_fsdp2_device_mesh": "parallelism world_size",
-        "_create_megatron_fsdp_device_mesh": "parallelism world_size",
-        "_create_moe_mesh": "device_mesh ep_shard_size ep_size",
-        "_degree": "value",
-        "_infer_dp_size": "dp_size world_size non_dp_size expression factors",
-        "_init_named_mesh": "spec",
-        "_mesh_device_type": "",
-        "_register_flattened_axes": "device_mesh flattened_axes",
-        "_require_size_one": "strategy_name size feature_name",
-        "_unflatten_compat": "flat_mesh axis sizes names",
-        "_validate_mesh_spec": "spec",
+        "get_flat_mesh": "(device_mesh, name)",
+        "get_fsdp_dp_mesh": "(device_mesh, dp_replicate_name=None, dp_shard_cp_name=None)",
+        "get_submesh": "(device_mesh, names)",
+        "_MeshSpec": "(shape, axes, flattened_axes={})",
+        "_create_device_meshes": "(strategy_config, parallelism, world_size)",
+        "_create_fsdp2_device_mesh": "(parallelism, world_size)",
+        "_create_megatron_fsdp_device_mesh": "(parallelism, world_size)",
+        "_create_moe_mesh": "(device_mesh, ep_shard_size, ep_size)",
+        "_degree": "(value)",
+        "_infer_dp_size": "(dp_size, world_size, non_dp_size, expression, factors)",
+        "_init_named_mesh": "(spec)",
+        "_mesh_device_type": "()",
+        "_register_flattened_axes": "(device_mesh, flattened_axes)",
+        "_require_size_one": "(strategy_name, size, feature_name)",
+        "_unflatten_compat": "(flat_mesh, axis, sizes, names)",
+        "_validate_mesh_spec": "(spec)",
     },
     "automodel_mesh.config": {
-        "DDPConfig": None,
-        "DistributedSetup": None,
-        "DistributedStrategyConfig": None,
-        "FSDP2Config": None,
-        "MegatronFSDPConfig": None,
-        "MoEParallelizerConfig": None,
+        "DistributedSetup.build": "(strategy='fsdp2', parallelism_sizes=None, pipeline_config=None, "
+        "moe_parallel_config=None, activation_checkpointing=False, world_size=None)",
     },
-    "automodel_mesh.init_utils": {
-        "DistInfo": None,
-        "get_local_rank_preinit": "",
-        "get_local_world_size_preinit": "",
-        "get_rank_safe": "",
-        "get_world_size_safe": "",
-        "initialize_distributed": "backend timeout_minutes",
+    "automodel_mesh.nemo.older_mesh": {
+        "MeshContext": "(strategy_config=None, pipeline_config=None, moe_config=None, activation_checkpointing=False, "
+        "device_mesh=None, moe_mesh=None)",
+        "MeshContext.from_meshes": "(device_mesh, moe_mesh=None, *, strategy_config=None, pipeline_config=None, "
+        "moe_config=None, activation_checkpointing=False)",
+        "_validate_distributed_setup": "(mesh_context)",
+        "_validate_mesh_dim_names": "(mesh_context)",
     },
-    "automodel_mesh.pipelining.config": {"PipelineConfig": None},
-    "automodel_mesh.legacy": {
-        "MeshAxisName": None,
-        "MeshContext": "strategy_config pipeline_config moe_config activation_checkpointing device_mesh moe_mesh",
-        "STRATEGY_MAP": None,
-        "_VALID_AXIS_NAMES": None,
-        "_get_axis_size": "mesh axis default",
-        "_optional_axis": "mesh axis",
-        "_validate_distributed_setup": "mesh_context",
-        "_validate_mesh_dim_names": "mesh_context",
-    },
-}
-METHODS: dict[tuple[str, str], str] = {
-    ("automodel_mesh.mesh", "MeshContext.build"): "strategy_config parallelism_sizes world_size",
-    ("automodel_mesh.mesh", "MeshContext.from_meshes"): "device_mesh moe_mesh",
-    ("automodel_mesh.mesh", "MeshContext.parallelize_axis_kwargs"): "self",
-    ("automodel_mesh.mesh", "MeshContext.pipeline_axis_kwargs"): "self",
-    ("automodel_mesh.mesh", "MeshContext._dp_axis_names"): "self",
-    ("automodel_mesh.config", "DistributedSetup.build"): (
-        "strategy parallelism_sizes pipeline_config moe_parallel_config activation_checkpointing world_size"
-    ),
-    ("automodel_mesh.legacy", "MeshContext.from_meshes"): "device_mesh moe_mesh",
 }
 PROPERTIES = ("pp_size", "pp_enabled", "tp_size", "cp_size", "ep_size", "dp_size", "dp_replicate_size")
+
+
+def is_known(version: str, name: str) -> bool:
+    """Tell whether a difference is in ci_matrix/nemo.toml."""
+    patterns = [row["name"] for row in DATA["signatures"] if version in row["versions"]]
+    return name in DATA["left_out"] or any(fnmatch(name, pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize(("version", "tail"), MODULES)
+def test_every_name_is_here_with_its_parameters_and_defaults(version: str, tail: str) -> None:
+    """Whatever a call of a version gives, by position or name, is taken here, and what it leaves out means the same."""
+    here = importlib.import_module(replaced_modules(version)[f"{PACKAGE}.{tail}"])
+    found = differences(tail, RECORD[version][tail], here)
+    assert [each for each in found if not is_known(version, each.name)] == []
+
+
+@pytest.mark.release_independent
+def test_every_known_difference_is_one() -> None:
+    """An entry of ci_matrix/nemo.toml that no name needs is to be deleted."""
+    found: dict[str, set[str]] = {}
+    for version, tail in MODULES:
+        here = importlib.import_module(replaced_modules(version)[f"{PACKAGE}.{tail}"])
+        found.setdefault(version, set()).update(each.name for each in differences(tail, RECORD[version][tail], here))
+    assert set(DATA["left_out"]) <= set.union(*found.values())
+    for row in DATA["signatures"]:
+        for version in row["versions"]:
+            assert any(fnmatch(name, row["name"]) for name in found[version]), row["name"]
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize(
+    ("theirs", "what"),
+    [
+        ("(device_mesh, name, more)", [("more", "missing")]),
+        ("(name, device_mesh)", [("name", "another position"), ("device_mesh", "another position")]),
+        ("(device_mesh)", [("name", "needed here")]),
+        ("(device_mesh, name='tp')", [("name", "default None in place of 'tp'")]),
+        ("(device_mesh, *, name)", []),
+    ],
+)
+def test_a_difference_of_a_signature_is_found(theirs: str, what: list[tuple[str, str]]) -> None:
+    """A parameter that is missing, elsewhere, needed or of another default is found, and one by name alone is not."""
+    found = differences("mesh_utils", {"get_flat_mesh": theirs}, mesh_utils)
+    assert [each.name for each in found] == [f"mesh_utils.get_flat_mesh.{name}" for name, _ in what]
+    assert all(text in each.what for each, (_, text) in zip(found, what, strict=True))
+    missing = differences("mesh_utils", {"get_mesh": "()"}, mesh_utils)
+    assert [(each.name, each.what) for each in missing] == [("mesh_utils.get_mesh", "missing")]
+
+
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_the_documented_api_is_unchanged(module: str) -> None:
+    """What NeMo AutoModel's documentation gave before 0.7.0 is taken too, by position or by name."""
+    names: Names = DOCUMENTED[module]
+    assert differences(module, names, importlib.import_module(module)) == []
+
+
+@pytest.mark.release_independent
+def test_the_contexts_have_the_documented_properties() -> None:
+    """The contexts of both versions have a property for every size."""
+    current, old = find("automodel_mesh.mesh", "MeshContext")(), find("automodel_mesh.legacy", "MeshContext")()
+    assert [getattr(current, name) for name in PROPERTIES] == [1, False, 1, 1, 1, None, None]
+    assert [getattr(old, name) for name in PROPERTIES] == [1, False, 1, 1, 1, None, None]
+    assert current.dp_shard_size == old.dp_shard_size == 1
 
 
 def find(module: str, path: str) -> Any:
@@ -111,65 +147,33 @@ def find(module: str, path: str) -> Any:
     return found
 
 
-def positional(function: Any) -> list[str]:
-    """Return the names of the arguments that can be given by position."""
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-
-
-@pytest.mark.parametrize("module", NAMES)
-def test_each_module_offers_the_documented_names(module: str) -> None:
-    """Every name exists, and accepts the documented arguments in the documented order, by position or by name."""
-    for name, arguments in NAMES[module].items():
-        found = find(module, name)
-        if arguments is not None:
-            assert positional(found)[: len(arguments.split())] == arguments.split(), name
-    for (home, path), arguments in METHODS.items():
-        if home == module:
-            assert positional(find(module, path))[: len(arguments.split())] == arguments.split(), path
-
-
 @pytest.mark.release_independent
-def test_the_contexts_have_the_documented_properties() -> None:
-    """The contexts of both versions have a property for every size; only the current one has `dp_shard_size`."""
-    current, old = find("automodel_mesh.mesh", "MeshContext")(), find("automodel_mesh.legacy", "MeshContext")()
-    assert [getattr(current, name) for name in PROPERTIES] == [1, False, 1, 1, 1, None, None]
-    assert [getattr(old, name) for name in PROPERTIES] == [1, False, 1, 1, 1, None, None]
-    assert current.dp_shard_size == 1
-    assert find("automodel_mesh.mesh_utils", "_MeshSpec")((2,), ("tp",)).flattened_axes == {}
-
-
-def table_rows() -> list[list[str]]:
-    """Return the cells of every row of the page's tables, without the heads."""
-    return [line.strip("|").split("|") for line in PAGE.splitlines() if line.startswith("| `")]
-
-
-@pytest.mark.release_independent
-def test_the_page_has_the_table_of_these_names() -> None:
-    """Each row of the how-to names a module of NeMo AutoModel, the one to use here, and exactly its names."""
-    rows = [row for row in table_rows() if len(row) == 3]
-    listed: dict[str, set[str]] = {}
-    for there, here, names in rows:
-        (old,), (new,) = re.findall(r"`(.*?)`", there), re.findall(r"`(.*?)`", here)
-        listed.setdefault(new, set()).update(re.findall(r"`(.*?)`", names))
-        if old.startswith(THERE) and new != "automodel_mesh.legacy":
-            assert old.replace(THERE, "automodel_mesh") == new
-    assert listed == {module: set(names) for module, names in NAMES.items()}
+def test_the_tables_of_the_page_are_current() -> None:
+    """They are what `nox -s drop-in` makes of the data."""
+    assert page_with_tables(PAGE) == PAGE
+    for row in (*DATA["signatures"], *DATA["behaviours"]):
+        assert f"| {row['there']} | {row['here']} | {row['why']} |" in PAGE
+    for name, why in DATA["left_out"].items():
+        assert f"| `{name}` | {why} |" in PAGE
+    assert all(f"`{name}`" in PAGE for name in RECORD["0.7.0"]["mesh"] if "." not in name)
 
 
 @pytest.mark.release_independent
 def test_the_page_says_what_replaces_each_old_name() -> None:
     """It has a row for each, with the replacement that the warning names, and the replacement exists."""
-    rows = {row[0].strip(" `"): re.findall(r"`(.*?)`", row[1]) for row in table_rows() if len(row) == 2}
-    assert rows.keys() == NAMES["automodel_mesh.legacy"].keys()
+    older = importlib.import_module("automodel_mesh.nemo.older_mesh")
+    section = PAGE.partition("## Code for the older `mesh` module")[2]
+    cells = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    rows = {there.strip(" `"): re.findall(r"`(.*?)`", here) for there, here in cells}
+    assert rows.keys() == {*older.__all__}
     legacy = importlib.import_module("automodel_mesh.legacy")
     for name, replacements in rows.items():
         with pytest.warns(DeprecationWarning, match="older generation") as caught:
             exec(f"legacy.{name}", {"__name__": name, "legacy": legacy})  # noqa: S102 - a module of its own
         assert re.findall(r"automodel_mesh\.(?!legacy)[\w.]*\w", str(caught[0].message)) == replacements
         for replacement in replacements:
-            module, _, found = replacement.rpartition(".")
-            assert find(module, found) is not None
+            module, _, attribute = replacement.rpartition(".")
+            assert find(module, attribute) is not None
 
 
 @pytest.fixture
@@ -184,7 +188,7 @@ def scripts(tmp_path: Path) -> dict[str, str]:
     for name, text in before.items():
         pairs = list(zip(text.splitlines(), after[name].splitlines(), strict=True))
         changed = [(old, new) for old, new in pairs if old != new]
-        assert changed == [(old, new) for old, new in pairs if old.startswith(f"from {THERE}")]
+        assert changed == [(old, new) for old, new in pairs if old.startswith(f"from {PACKAGE}")]
         assert all(new.startswith("from automodel_mesh") for _, new in changed)
     return after
 

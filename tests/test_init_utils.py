@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from automodel_mesh import init_utils
 from automodel_mesh.init_utils import (
     DistInfo,
+    destroy_global_state,
     get_local_rank_preinit,
     get_local_world_size_preinit,
     get_rank_safe,
@@ -158,7 +159,7 @@ def test_ranks_exit_without_waiting_for_other_ranks() -> None:
 
 def test_a_process_without_a_launcher_is_rank_0_of_1() -> None:
     """It is rank 0 of 1; a second call returns the same, also after the process group was destroyed and made again."""
-    expected = DistInfo("gloo", 0, 1, 0, 1, torch.device("cpu"), is_main=True)
+    expected = DistInfo("gloo", 0, 1, torch.device("cpu"), True, 0, 1)
     for timeout in (0.5, 3, None, 52_560_000):
         assert initialize_distributed("gloo", timeout_minutes=timeout) == expected
         assert initialize_distributed("gloo") == expected
@@ -166,11 +167,43 @@ def test_a_process_without_a_launcher_is_rank_0_of_1() -> None:
         dist.all_reduce(total)
         assert total.tolist() == [1.0, 1.0]
         dist.destroy_process_group()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        expected.rank = 1  # type: ignore[misc]
 
 
 # --- with an existing process group
+
+
+@pytest.mark.ranks(2)
+def test_destroying_the_global_state_ends_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All process groups are gone, another call does nothing, and the signal handlers are as before."""
+    freed: list[bool] = []
+    deep_ep = ModuleType("fused_a2a")  # which needs GPUs
+    deep_ep.free_buffer = lambda: freed.append(dist.is_initialized())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nemo_automodel.components.moe.megatron.fused_a2a", deep_ep)
+    handler = signal.getsignal(signal.SIGINT)
+    dist.barrier()
+    destroy_global_state()
+    assert not dist.is_initialized()
+    destroy_global_state()
+    assert freed == [True, False]
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert initialize_distributed("gloo").world_size == 2
+    delattr(deep_ep, "free_buffer")
+    destroy_global_state()
+    assert not dist.is_initialized()
+
+
+@pytest.mark.release_independent
+def test_a_buffer_that_cannot_be_freed_keeps_no_world(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What fails in it is logged, and the process groups are destroyed all the same."""
+    deep_ep = ModuleType("fused_a2a")
+    deep_ep.free_buffer = lambda: 1 / 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nemo_automodel.components.moe.megatron.fused_a2a", deep_ep)
+    initialize_distributed("gloo")
+    destroy_global_state()
+    assert not dist.is_initialized()
+    assert "the buffer of DeepEP was not freed: division by zero" in caplog.text
 
 
 @pytest.mark.ranks(2)
@@ -182,7 +215,7 @@ def test_an_existing_process_group_is_described_and_not_changed(monkeypatch: pyt
     monkeypatch.setenv("RANK", "no number")
     monkeypatch.setenv("WORLD_SIZE", "7")
     info = initialize_distributed("gloo", timeout_minutes=1)
-    assert info == DistInfo("gloo", rank, 2, 3, 5, torch.device("cpu"), is_main=rank == 0)
+    assert info == DistInfo("gloo", rank, 2, torch.device("cpu"), rank == 0, 3, 5)
     assert dist.group.WORLD is world
     assert (get_rank_safe(), get_world_size_safe()) == (rank, 2)
     for backend in ("nccl", "cpu:gloo,cuda:nccl"):

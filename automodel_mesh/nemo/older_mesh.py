@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh import mesh
 from automodel_mesh.config import STRATEGY_MAP, DistributedSetup, _check_needed, _sizes_of
@@ -33,11 +33,19 @@ __all__ = [
 ]
 
 
+_NO_SETTINGS: Final[dict[str, Any]] = {
+    "strategy_config": None,
+    "moe_parallel_config": None,
+    "activation_checkpointing": False,
+}
+
+
 @dataclass(init=False)
 class MeshContext(mesh.MeshContext):
-    """The older generation's context: device meshes and settings in one object.
+    """The older generation's context: it also has the pipeline's settings, and takes all settings before the meshes.
 
-    It is a subclass of the current `MeshContext`, so every function that takes one takes this.
+    It is a subclass of the current `MeshContext`, so every function that takes one takes this. `moe_config` is the
+    older name of `moe_parallel_config`.
 
     Args:
         strategy_config: a strategy's configuration, as for the current `MeshContext.build`.
@@ -46,7 +54,7 @@ class MeshContext(mesh.MeshContext):
         activation_checkpointing: `False`, `True` or `"full"`, or `"selective"`.
         device_mesh: the root mesh.
         moe_mesh: the expert mesh.
-        process_group: a process group of the model's ranks, if the caller has one.
+        **current: the other arguments of the current `MeshContext`, such as `process_group`.
 
     Raises:
         ValueError: as for the current `MeshContext`; or there is a `strategy_config`, and
@@ -54,10 +62,7 @@ class MeshContext(mesh.MeshContext):
         TypeError: `strategy_config` is not a strategy's configuration.
     """
 
-    strategy_config: StrategyConfig | None = None
     pipeline_config: PipelineConfig | None = None
-    moe_config: MoEParallelizerConfig | None = None
-    activation_checkpointing: ActivationCheckpointing = False
     _origin: DistributedSetup | None = field(default=None, init=False, repr=False, compare=False)
 
     # Written out, because a generated one would take the meshes first, as the current generation does.
@@ -69,47 +74,33 @@ class MeshContext(mesh.MeshContext):
         activation_checkpointing: ActivationCheckpointing = False,
         device_mesh: DeviceMesh | None = None,
         moe_mesh: DeviceMesh | None = None,
-        *,
-        process_group: ProcessGroup | None = None,
+        **current: Any,
     ) -> None:
-        self._origin = None
-        self.strategy_config = strategy_config
         self.pipeline_config = pipeline_config
-        self.moe_config = moe_config
-        self.activation_checkpointing = activation_checkpointing
-        super().__init__(device_mesh, moe_mesh, process_group=process_group)  # ends in __post_init__, so comes last
+        self._origin = None
+        renamed = current.pop("moe_parallel_config", None)  # `dataclasses.replace` gives it by its current name
+        super().__init__(  # ends in __post_init__, so comes last
+            device_mesh,
+            moe_mesh,
+            strategy_config=strategy_config,
+            moe_parallel_config=renamed if moe_config is None else moe_config,
+            activation_checkpointing=activation_checkpointing,
+            **current,
+        )
 
     def __post_init__(self, process_group: ProcessGroup | None = None) -> None:  # noqa: RUF033 - as in the base class
         super().__post_init__(process_group)
         if self.strategy_config is not None:
             _validate_distributed_setup(self)
 
-    @classmethod
-    def build(
-        cls,
-        strategy_config: StrategyConfig,
-        parallelism_sizes: ParallelismSizes | None = None,
-        world_size: int | None = None,
-        **more: Any,
-    ) -> Self:
-        """Build the meshes of a strategy, as the current `MeshContext.build` does, and keep the strategy with them.
+    @property
+    def moe_config(self) -> MoEParallelizerConfig | None:
+        """How to shard experts: the older name of `moe_parallel_config`."""
+        return self.moe_parallel_config
 
-        Args:
-            strategy_config: a strategy's configuration, as for the current `MeshContext.build`.
-            parallelism_sizes: the sizes asked for; by default all ranks are data parallel.
-            world_size: number of ranks; by default found from the process group or the launcher.
-            **more: any other keyword of the current `MeshContext.build`.
-
-        Returns:
-            The context; closing it destroys the process groups made here.
-
-        Raises:
-            ValueError: as the current `MeshContext.build`.
-            TypeError: as the current `MeshContext.build`.
-        """
-        context = cls._over(mesh.MeshContext.build(strategy_config, parallelism_sizes, world_size, **more))
-        context.strategy_config = strategy_config
-        return context
+    @moe_config.setter
+    def moe_config(self, value: MoEParallelizerConfig | None) -> None:
+        self.moe_parallel_config = value
 
     @classmethod
     def from_meshes(
@@ -121,6 +112,7 @@ class MeshContext(mesh.MeshContext):
         pipeline_config: PipelineConfig | None = None,
         moe_config: MoEParallelizerConfig | None = None,
         activation_checkpointing: ActivationCheckpointing = False,
+        **current: Any,
     ) -> Self:
         """Wrap existing meshes. Closing such a context destroys nothing: the process groups are the caller's.
 
@@ -131,6 +123,7 @@ class MeshContext(mesh.MeshContext):
             pipeline_config: how to split and schedule a pipeline.
             moe_config: how to shard experts.
             activation_checkpointing: what is recomputed in the backward pass.
+            **current: the other arguments of the current `MeshContext.from_meshes`.
 
         Returns:
             The context.
@@ -140,12 +133,7 @@ class MeshContext(mesh.MeshContext):
             TypeError: as for the class.
         """
         return cls(
-            strategy_config,
-            pipeline_config,
-            moe_config,
-            activation_checkpointing,
-            device_mesh,
-            moe_mesh,
+            strategy_config, pipeline_config, moe_config, activation_checkpointing, device_mesh, moe_mesh, **current
         )
 
     @classmethod
@@ -162,10 +150,8 @@ class MeshContext(mesh.MeshContext):
             ValueError: `mesh_context` of the setup was changed, so that its parts no longer fit together.
         """
         context = cls._over(setup.mesh_context)
-        context.strategy_config = setup.strategy_config
-        context.pipeline_config = setup.pipeline_config
-        context.moe_config = setup.moe_parallel_config
-        context.activation_checkpointing = setup.activation_checkpointing
+        for name in ("pipeline_config", *_NO_SETTINGS):
+            setattr(context, name, getattr(setup, name))
         context._origin = setup  # noqa: SLF001 - of this very class
         _validate_distributed_setup(context)
         return context
@@ -182,11 +168,11 @@ class MeshContext(mesh.MeshContext):
             TypeError: a configuration has the wrong class.
         """
         setup = DistributedSetup(
+            mesh_context=self._topology(),
             strategy_config=self.strategy_config,
             parallelism_sizes=self._asked_sizes(),
             pipeline_config=self.pipeline_config,
             activation_checkpointing=self.activation_checkpointing,
-            mesh_context=self._topology(),
         )
         # The one field whose name has changed: checked here first, so that the message has this generation's name.
         owner: Any = self
@@ -197,13 +183,13 @@ class MeshContext(mesh.MeshContext):
     @classmethod
     def _over(cls, topology: mesh.MeshContext) -> Self:
         """Make a context without settings that shares the meshes of another one, and closes what that would close."""
-        context = cls(device_mesh=topology.device_mesh, moe_mesh=topology.moe_mesh)
+        context = cls(**_fields_of(topology) | _NO_SETTINGS)
         context._share(topology)
         return context
 
     def _topology(self) -> mesh.MeshContext:
         """Return the meshes alone, as a current context."""
-        topology = mesh.MeshContext(self.device_mesh, self.moe_mesh)
+        topology = mesh.MeshContext(**_fields_of(self) | _NO_SETTINGS)
         topology._share(self)  # noqa: SLF001 - of the class that this one extends
         return topology
 
@@ -215,3 +201,8 @@ class MeshContext(mesh.MeshContext):
         if self.device_mesh is None:
             return None
         return ParallelismSizes(**{size.name: getattr(self, size.name) for size in fields(ParallelismSizes)})
+
+
+def _fields_of(context: mesh.MeshContext) -> dict[str, Any]:
+    """Return the fields that a context has in the current generation, by name."""
+    return {field.name: getattr(context, field.name) for field in fields(mesh.MeshContext) if field.init}

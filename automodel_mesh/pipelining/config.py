@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from automodel_mesh.checks import listed, nearest, wrong_type
+from automodel_mesh.checks import is_int, listed, nearest, wrong_type
 from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.fields import (
@@ -40,13 +40,15 @@ PIPELINE_SCHEDULES: Final = (
 
 
 @suggest_keywords
-@dataclass(frozen=True)
+@dataclass
 class PipelineConfig:
     """How a model is split into pipeline stages, and by which schedule they run.
 
+    Fields can be changed. They are checked when the configuration is used, by `check`.
+
     Raises:
-        TypeError: a field has a value of the wrong type.
-        ValueError: a field has a value that is not valid; the message lists the valid ones.
+        TypeError: `pp_recv_buffer_pool_slack` is not an int.
+        ValueError: `pp_recv_buffer_pool_slack` is negative.
     """
 
     pp_schedule: str | None = "1f1b"
@@ -69,7 +71,7 @@ class PipelineConfig:
     """Whether to round the number of stages that `layers_per_stage` gives `"up"` or `"down"`, to a multiple of the
     pipeline ranks. By default `None`: another number is an error when the pipeline is built."""
 
-    module_fqns_per_model_part: Sequence[Sequence[str]] | None = field(default=None, hash=False)
+    module_fqns_per_model_part: Sequence[Sequence[str]] | None = None
     """The qualified names of the modules of each stage. By default `None`: layers are spread evenly."""
 
     patch_inner_model: bool = True
@@ -82,14 +84,43 @@ class PipelineConfig:
     """Whether the stage's backward step is replaced by one that defers the reduction of gradients. By default
     `False`."""
 
-    scale_grads_in_schedule: bool = False
-    """Whether the schedule divides gradients by the number of micro-batches. By default `False`: the loss does."""
-
     dtype: torch.dtype | str | None = None
     """The dtype of the tensors that stages send to each other, a `torch.dtype` or its name. By default `None`: the
     model's."""
 
+    scale_grads_in_schedule: bool = False
+    """Whether the schedule divides gradients by the number of micro-batches. By default `False`: the loss does."""
+
+    loss_fn: Callable[..., Any] | None = None
+    """The function that returns the loss, which the last stage calls. By default `None`: given when the pipeline is
+    built."""
+
+    pp_seq_len: int | None = None
+    """Number of tokens in a sample, at least 1, for the shapes of what stages send each other. By default `None`: found
+    from the data."""
+
+    pp_recv_buffer_pool: bool = False
+    """Whether the buffers that a stage receives into are used again for later micro-batches. By default `False`: each
+    has its own."""
+
+    pp_recv_buffer_pool_slack: int = 2
+    """The number of such buffers beyond those that the schedule needs at a time, at least 0. By default 2."""
+
     def __post_init__(self) -> None:
+        slack: object = self.pp_recv_buffer_pool_slack
+        wanted = "an int of at least 0"
+        if not is_int(slack):
+            raise wrong_type("pp_recv_buffer_pool_slack", slack, wanted)
+        if slack < 0:
+            raise MeshArgumentError(f"pp_recv_buffer_pool_slack={slack} is negative: give {wanted}")
+
+    def check(self) -> None:
+        """Refuse values that are not valid.
+
+        Raises:
+            TypeError: a field has a value of the wrong type.
+            ValueError: a field has a value that is not valid; the message lists the valid ones.
+        """
         _check_csv(self.pp_schedule_csv)
         if self.pp_schedule_csv is None or self.pp_schedule is not None:
             _check_schedule(self.pp_schedule)
@@ -103,8 +134,11 @@ class PipelineConfig:
         check_choice(self, "round_virtual_stages_to_pp_multiple", ("up", "down", None))
         _check_parts(self.module_fqns_per_model_part)
         check_flags(self, "patch_inner_model", "patch_causal_lm_model")
-        check_flags(self, "patch_stage_backward_maybe_with_nosync", "scale_grads_in_schedule")
+        check_flags(self, "patch_stage_backward_maybe_with_nosync", "scale_grads_in_schedule", "pp_recv_buffer_pool")
         check_dtype(self, "dtype")
+        check_at_least_one(self, "pp_seq_len", optional=True)
+        if self.loss_fn is not None and not callable(self.loss_fn):
+            raise wrong_type("loss_fn", self.loss_fn, "a function, or None")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, their values as they are."""

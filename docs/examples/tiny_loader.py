@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from context_attention import register_context_attention
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import AutoModelForCausalLM
@@ -114,7 +114,8 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> None:
 def read_strategy(setup: DistributedSetup, config: PretrainedConfig) -> FSDP2Config:
     """Return the strategy; raise for what this loader cannot do, since nothing asked for is left out in silence."""
     mesh = setup.device_mesh
-    strategy = FSDP2Config() if setup.strategy_config is None else setup.strategy_config
+    single = FSDP2Config(mp_policy=MixedPrecisionPolicy())  # a plain mesh says nothing of the precision
+    strategy = single if setup.strategy_config is None else setup.strategy_config
     asked = {
         f"strategy {strategy!r}": not isinstance(strategy, FSDP2Config),
         "sequence_parallel=True": getattr(strategy, "sequence_parallel", False),

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from automodel_mesh import ParallelismSizes, compat
+from automodel_mesh import FSDP2Config, ParallelismSizes, compat
 from automodel_mesh.config import DistributedSetup
 from automodel_mesh.init_utils import initialize_distributed
 
@@ -91,7 +92,8 @@ def start_run(options: argparse.Namespace) -> Run:
         names, shape = zip(*options.device_mesh, strict=True)
         return start_on(init_device_mesh("cpu", shape, mesh_dim_names=names), options.seed)
     sizes = ParallelismSizes(dp_replicate_size=options.dp_replicate, cp_size=options.cp, tp_size=options.tp)
-    setup = DistributedSetup.build("fsdp2", sizes, activation_checkpointing=options.activation_checkpointing)
+    single = FSDP2Config(mp_policy=MixedPrecisionPolicy())  # not in bfloat16, so that losses can be compared
+    setup = DistributedSetup.build(single, sizes, activation_checkpointing=options.activation_checkpointing)
     return start(options.seed, setup)
 
 

@@ -1,0 +1,49 @@
+"""The names that code written for NeMo AutoModel imports from its `config`, beside the configurations themselves."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Final, TypeAlias
+
+from automodel_mesh.checks import nearest
+from automodel_mesh.multimodal_configs import _VALID_ACTIVATION_CHECKPOINTING_SCOPES, ActivationCheckpointingScope
+from automodel_mesh.strategy_configs import (
+    STRATEGY_MAP,
+    ActivationCheckpointing,
+    DDPConfig,
+    DistributedStrategyConfig,
+    FSDP2Config,
+    MegatronFSDPConfig,
+)
+from automodel_mesh.topology.strategies import StrategyConfig, find_strategy, strategy_named
+
+__all__ = [
+    "_STRATEGY_MAP",
+    "_VALID_ACTIVATION_CHECKPOINTING_SCOPES",
+    "ActivationCheckpointingMode",
+    "ActivationCheckpointingScope",
+    "DistributedConfig",
+    "_StrategyConfigClass",
+    "_resolve_strategy_config",
+]
+
+ActivationCheckpointingMode: TypeAlias = ActivationCheckpointing
+DistributedConfig: TypeAlias = DistributedStrategyConfig
+_StrategyConfigClass: TypeAlias = type[FSDP2Config] | type[MegatronFSDPConfig] | type[DDPConfig]
+_STRATEGY_MAP: Final = STRATEGY_MAP
+
+
+def _resolve_strategy_config(strategy: str | StrategyConfig, **strategy_kwargs: Any) -> Any:
+    """Return the configuration of a strategy given by name, with the given fields; a configuration as it is."""
+    if isinstance(strategy, str):
+        kind = STRATEGY_MAP[strategy_named(strategy).name]
+        known = [field.name for field in fields(kind)]
+        unknown = "; ".join(f"{name!r}{nearest(name, known)}" for name in strategy_kwargs if name not in known)
+        if unknown:
+            raise ValueError(f"strategy {strategy!r} has no options {unknown}: its options are {', '.join(known)}")
+        return kind(**strategy_kwargs)
+    if find_strategy(strategy) is None:
+        raise ValueError(f"strategy={strategy!r} is neither a name nor a configuration of a strategy")
+    if strategy_kwargs:
+        raise ValueError(f"strategy={strategy!r} has its options already: change them there, not by {strategy_kwargs}")
+    return strategy

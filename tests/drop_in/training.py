@@ -1,0 +1,223 @@
+"""A tiny Llama trains through NeMo AutoModel's own `FSDP2Manager`, on its mesh modules and with ours in their place.
+
+    python -m tests.drop_in.training          compares both on every topology; exits with 1 if one is not as it must be
+    python -m tests.drop_in.training ours tp  prints the losses on one topology, with our modules in place; or `theirs`
+
+With our modules the losses are those of one process that trains the whole model, to six digits. Where NeMo AutoModel's
+own modules fail or hang is in ci_matrix/nemo.toml.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.pipelining import microbatch
+from torch.nn.functional import cross_entropy
+
+from automodel_mesh import replace_nemo_automodel
+from automodel_mesh.testing import RanksFailed, run_ranks
+from tests.drop_in.api import PACKAGE, load_data
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STEPS, BATCH, SEQUENCE, VOCABULARY = 4, 8, 16, 64
+RATE: Final = 0.3
+SECONDS: Final = 120  # for the ranks; a run takes five where the machine is free
+
+
+class Topology(NamedTuple):
+    """The number of ranks, and the sizes asked for."""
+
+    ranks: int
+    sizes: dict[str, int]
+
+
+TOPOLOGIES: Final = {
+    "tp": Topology(4, {"tp_size": 2}),
+    "hsdp": Topology(4, {"dp_replicate_size": 2}),
+    "hsdp-tp": Topology(8, {"dp_replicate_size": 2, "tp_size": 2}),
+    "cp": Topology(4, {"cp_size": 2}),
+    # Meshes alone: a pipeline stage has an expert mesh of its own, which is a part of the world.
+    "experts": Topology(4, {"pp_size": 2, "ep_size": 2}),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Compare, or print what one run gives."""
+    if arguments:
+        sys.stdout.write(f"{json.dumps(run(*arguments))}\n")
+        return 0
+    wrong = [name for name in TOPOLOGIES if not compare(name)]
+    sys.stdout.write(f"{len(TOPOLOGIES) - len(wrong)} passed, {len(wrong)} failed\n")
+    return 1 if wrong else 0
+
+
+def compare(name: str) -> bool:
+    """Run a topology with both, say what each gave, and tell whether it is as it must be."""
+    ours, theirs = started("ours", name), started("theirs", name)
+    failure = expected_failure(name)
+    alike = agree(ours, reference(name))
+    right = agree(theirs, ours) if failure is None else isinstance(theirs, str) and bool(re.search(failure, theirs))
+    sys.stdout.write(
+        f"{name}: {'as' if alike else 'NOT as'} one process; with our modules {shown(ours)}; with their own "
+        f"{shown(theirs)}{'' if right else ', which is NOT EXPECTED'}\n"
+    )
+    sys.stdout.flush()
+    return alike and right
+
+
+def agree(some: list[float] | str, others: list[float] | str) -> bool:
+    """Tell whether two runs gave the same losses, to six digits."""
+    if isinstance(some, str) or isinstance(others, str):
+        return False
+    return all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(some, others, strict=True))
+
+
+def shown(result: list[float] | str) -> str:
+    """Print losses, or the last line of an error."""
+    return result if isinstance(result, str) else ", ".join(f"{loss:.6f}" for loss in result)
+
+
+def expected_failure(name: str) -> str | None:
+    """Return how NeMo AutoModel's own modules fail on this torch, `None` if they work."""
+    release = ".".join(torch.__version__.split(".")[:2])
+    found: str | None = load_data()["fails_there"].get(release, {}).get(name)
+    return found
+
+
+def started(which: str, name: str) -> list[float] | str:
+    """Run a topology in a process of its own, as modules can be replaced once only."""
+    command = [sys.executable, "-m", "tests.drop_in.training", which, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10 * SECONDS)
+    if done.returncode:
+        return f"exit status {done.returncode}: {done.stderr[-500:]}"
+    result: list[float] | str = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run(which: str, name: str) -> list[float] | str:
+    """Return the losses on a topology, which all ranks have alike, or how it failed."""
+    warnings.simplefilter("ignore")  # NeMo AutoModel's and its dependencies' own
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if not hasattr(microbatch, "BlockMask"):
+        # nemo-automodel 0.7.0 takes it from there, and torch has it there from 2.10 on only: without this line its
+        # package `components.distributed` cannot be imported on older releases.
+        from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415
+
+        microbatch.BlockMask = BlockMask  # type: ignore[attr-defined]
+    if which == "ours":
+        replace_nemo_automodel()
+    for module in (f"{PACKAGE}.fsdp2", "transformers"):  # before the ranks are forked
+        import_module(module)
+    topology = TOPOLOGIES[name]
+    try:
+        first, *others = run_ranks(
+            sum_over_experts if name == "experts" else losses_of, topology.ranks, topology, timeout=SECONDS
+        )
+    except RanksFailed as error:
+        return "; ".join(line.strip() for line in str(error).splitlines()[:2])
+    if any(other != first for other in others) and name != "experts":
+        return f"the ranks differ: {[first, *others]}"
+    result: list[float] = first
+    return result
+
+
+def reference(name: str) -> list[float]:
+    """Return the losses of one process."""
+    warnings.simplefilter("ignore")
+    if name == "experts":
+        return [1.0]
+    return train(new_model(), 0, 1, rate=RATE * gradients_added(name))
+
+
+def gradients_added(name: str) -> int:
+    """Return how many times the gradient torch computes: up to 2.8, FSDP2 adds what the shards give over gloo."""
+    if not load_data()["gradients_added"].get(".".join(torch.__version__.split(".")[:2]), False):
+        return 1
+    ranks, sizes = TOPOLOGIES[name]
+    return ranks // sizes.get("tp_size", 1) // sizes.get("dp_replicate_size", 1)
+
+
+# --- on each rank
+
+
+def losses_of(topology: Topology) -> list[float]:
+    """Train on the mesh of a topology."""
+    nemo = import_nemo()
+    config = nemo.config.FSDP2Config(mp_policy=MixedPrecisionPolicy())  # single precision, to compare losses
+    context = nemo.mesh.MeshContext.build(config, nemo.mesh.ParallelismSizes(**topology.sizes))
+    model = nemo.fsdp2.FSDP2Manager(config, context.device_mesh, context.moe_mesh).parallelize(new_model())
+    data_parallel = nemo.mesh_utils.get_flat_mesh(context.device_mesh, "dp_cp")
+    return train(model, data_parallel.get_local_rank(), data_parallel.size(), data_parallel.get_group())
+
+
+def sum_over_experts(topology: Topology) -> list[float]:
+    """Build the meshes, and add up a number for each rank of an expert group: 0 and 1 for both of each stage."""
+    nemo = import_nemo()
+    sizes = nemo.mesh.ParallelismSizes(**topology.sizes)
+    context = nemo.mesh.MeshContext.build(nemo.config.FSDP2Config(), sizes)
+    number = torch.tensor(float(dist.get_rank() % 2))
+    dist.all_reduce(number, group=context.moe_mesh.get_group("ep"))
+    return [number.item()]
+
+
+def import_nemo() -> Any:
+    """Return NeMo AutoModel's package `components.distributed`, with the modules that are used here."""
+    for tail in ("config", "fsdp2", "mesh", "mesh_utils"):
+        import_module(f"{PACKAGE}.{tail}")
+    return import_module(PACKAGE)
+
+
+def new_model() -> nn.Module:
+    """Make the whole model, the same in every process."""
+    transformers: Any = import_module("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=SEQUENCE,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def train(model: nn.Module, index: int, parts: int, group: Any = None, rate: float = RATE) -> list[float]:
+    """Take some steps on one part of a batch, and return the losses of the whole batch."""
+    batch = torch.randint(0, VOCABULARY, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(1))
+    part = batch.chunk(parts)[index]
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    losses: list[float] = []
+    for _ in range(STEPS):
+        logits = model(input_ids=part).logits
+        logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+        loss: Any = cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), part[:, 1:].reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        mean = loss.detach().clone()
+        if group is not None:
+            dist.all_reduce(mean, group=group)
+        losses.append(mean.item() / parts)
+    return losses
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
