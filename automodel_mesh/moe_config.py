@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from automodel_mesh.dtypes import check_dtype
 from automodel_mesh.fields import as_dict, check_flags
+from automodel_mesh.keywords import suggest_keywords
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["MoEParallelizerConfig"]
 
 
+@suggest_keywords
 @dataclass
 class MoEParallelizerConfig:
     """How a model with experts is sharded and checkpointed.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from automodel_mesh.checks import is_int, is_list, nearest, shown
+from automodel_mesh.checks import is_int, is_list, nearest, shown, wrong_type
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.fields import check_flags, is_config, one_of_names
 
 __all__ = [
@@ -53,16 +54,20 @@ def normalize_activation_checkpointing_scope(value: object) -> tuple[str, ...]:
     if isinstance(items, (set, frozenset)):
         items = sorted(items, key=str)
     if not is_list(items) or not all(isinstance(item, str) for item in items):
-        raise ValueError(f"activation_checkpointing_scope={shown(value)} is not a string or a list of strings: {valid}")
+        raise MeshArgumentError(
+            f"activation_checkpointing_scope={shown(value)} is not a string or a list of strings: {valid}"
+        )
     parts = ",".join(map(str, items)).lower().replace("+", ",").replace("-", "_").split(",")
     names = ["all" if part.strip() in _OTHER_NAMES_OF_ALL else part.strip() for part in parts if part.strip()]
     for name in names:
         if name not in _VALID_ACTIVATION_CHECKPOINTING_SCOPES:
             near = nearest(name, _VALID_ACTIVATION_CHECKPOINTING_SCOPES)
-            raise ValueError(f"activation_checkpointing_scope has {name!r}, which is not known{near}: {valid}")
+            raise MeshArgumentError(f"activation_checkpointing_scope has {name!r}, which is not known{near}: {valid}")
     scopes = tuple(dict.fromkeys(names)) or _ALL
     if "all" in scopes and len(scopes) > 1:
-        raise ValueError(f"activation_checkpointing_scope={shown(value)} has 'all' beside others: leave these out")
+        raise MeshArgumentError(
+            f"activation_checkpointing_scope={shown(value)} has 'all' beside others: leave these out"
+        )
     return scopes
 
 
@@ -77,7 +82,7 @@ def normalize_frozen_multimodal_sharding(value: object) -> FrozenMultimodalShard
     """
     name = value.lower().replace("-", "_") if isinstance(value, str) else None
     if name not in _FROZEN:
-        raise ValueError(f"frozen_sharding={shown(value)} is not known: give one of {one_of_names(_FROZEN)}")
+        raise MeshArgumentError(f"frozen_sharding={shown(value)} is not known: give one of {one_of_names(_FROZEN)}")
     return name
 
 
@@ -157,16 +162,16 @@ class MultimodalDistributedConfig:
 
 def _check_mesh_dims(value: object) -> None:
     if not isinstance(value, tuple):
-        raise TypeError(f"mesh_dims={shown(value)} is not a tuple: give ('cp',)")
+        raise wrong_type("mesh_dims", value, "('cp',)")
     if value != ("cp",):
-        raise ValueError(f"mesh_dims={shown(value)} is not supported: give ('cp',)")
+        raise MeshArgumentError(f"mesh_dims={shown(value)} is not supported: give ('cp',)")
 
 
 def _check_count(name: str, value: object, wanted: str) -> None:
     if not is_int(value) or value < 0:
-        raise ValueError(f"{name}={shown(value)} is not valid: give {wanted}")
+        raise MeshArgumentError(f"{name}={shown(value)} is not valid: give {wanted}")
 
 
 def _require(name: str, value: object, kind: type) -> None:
     if not is_config(kind, value):
-        raise TypeError(f"{name}={shown(value)} is of type {type(value).__name__}: give a {kind.__name__}")
+        raise wrong_type(name, value, f"a {kind.__name__}")

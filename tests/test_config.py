@@ -203,7 +203,7 @@ INVALID: list[tuple[type[Any], str, object, type[Exception], str]] = [
     (PipelineConfig, "module_fqns_per_model_part", [["a"], [""]], ValueError, r"_part\[1\]\[0\] is an empty string"),
     (PipelineConfig, "dtype", "float33", ValueError, "is no dtype of torch: give a torch.dtype, its name"),
     (PipelineConfig, "dtype", "nn", ValueError, "is no dtype of torch: give a torch.dtype, its name"),
-    (PipelineConfig, "loss_fn", "mse", TypeError, "cannot be called: give a function, or None"),
+    (PipelineConfig, "loss_fn", "mse", TypeError, "of type str: give a function, or None"),
     (PipelineConfig, "pp_seq_len", 0, ValueError, "is less than 1: give an int of at least 1, or None"),
     (MoEParallelizerConfig, "lm_head_precision", 16, TypeError, "of type int: give a torch.dtype, its name"),
 ]
@@ -339,7 +339,7 @@ REFUSED_AT_ONCE: list[tuple[type[Any], str, object, type[Exception], str]] = [
     (MultimodalDistributedConfig, "vision", None, TypeError, "of type NoneType: give a MultimodalVisionConfig"),
     (MultimodalVisionConfig, "frame_sharding", True, TypeError, "of type bool: give a CpVisionFrameShardingConfig"),
     (CpVisionFrameShardingConfig, "enabled", 1, TypeError, "of type int: give True or False"),
-    (CpVisionFrameShardingConfig, "mesh_dims", ["cp"], TypeError, "is not a tuple: give"),
+    (CpVisionFrameShardingConfig, "mesh_dims", ["cp"], TypeError, "is of type list: give"),
     (CpVisionFrameShardingConfig, "mesh_dims", ("tp",), ValueError, "is not supported: give"),
     (CpVisionFrameShardingConfig, "min_tokens", -1, ValueError, "give an int of at least 0"),
     (CpVisionFrameShardingConfig, "min_frames", True, ValueError, "give an int of at least 0"),

@@ -240,6 +240,7 @@ def check_copy(made: Any, config: Any) -> None:
         assert [*(made.tp_plan or ())] == [*(config.tp_plan or ())]
         made, config = (dataclasses.replace(one, tp_plan=None) for one in (made, config))
     assert made == config
-    assert hash(made) == hash(config)
+    if config.__hash__ is not None:  # those that can be changed have no hash
+        assert hash(made) == hash(config)
     if not isinstance(config, Strategy):
         assert dataclasses.asdict(made) == dataclasses.asdict(config)

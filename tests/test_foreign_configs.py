@@ -165,22 +165,22 @@ def test_a_context_carries_its_settings() -> None:
             MeshContext.from_meshes(None, cp_ulysses_degree=2.0)  # type: ignore[arg-type]
 
 
-def test_a_replaced_context_closes_what_was_built() -> None:
-    """A copy with other settings closes the same groups; one with another mesh closes none."""
+def test_a_replaced_context_has_the_groups_and_closes_none() -> None:
+    """A copy with other settings, or with another mesh, leaves the groups to the original."""
     with fake_world(8):
         before = worlds.live_process_groups()
+        other = compat.init_device_mesh("cpu", (8,), mesh_dim_names=("tp",))
         for config in (FSDP2Config(), DDPConfig()):
             built = MeshContext.build(config, timeout_minutes=3)
+            groups = worlds.live_process_groups()
             copy = dataclasses.replace(built, strategy_config=None, activation_checkpointing=True)
-            assert copy.process_groups() == built.process_groups() != []
+            assert copy.process_group is built.process_group
+            assert copy.device_mesh is None or copy.process_groups() == built.process_groups() != []
             copy.close()
-            assert worlds.live_process_groups() == before
-        built = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2))
-        other = compat.init_device_mesh("cpu", (8,), mesh_dim_names=("tp",))
-        groups = worlds.live_process_groups()
-        dataclasses.replace(built, device_mesh=other).close()
-        assert worlds.live_process_groups() == groups
-        built.close()
+            dataclasses.replace(built, device_mesh=other).close()
+            assert worlds.live_process_groups() == groups
+            built.close()
+        assert worlds.live_process_groups() == before
 
 
 def test_a_setup_gives_its_settings_to_its_context() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Final, TypeAlias
 
-from automodel_mesh.checks import nearest
+from automodel_mesh.checks import nearest, shown
+from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.multimodal_configs import _VALID_ACTIVATION_CHECKPOINTING_SCOPES, ActivationCheckpointingScope
 from automodel_mesh.strategy_configs import (
     STRATEGY_MAP,
@@ -40,10 +41,14 @@ def _resolve_strategy_config(strategy: str | StrategyConfig, **strategy_kwargs: 
         known = [field.name for field in fields(kind)]
         unknown = "; ".join(f"{name!r}{nearest(name, known)}" for name in strategy_kwargs if name not in known)
         if unknown:
-            raise ValueError(f"strategy {strategy!r} has no options {unknown}: its options are {', '.join(known)}")
+            raise MeshArgumentError(
+                f"strategy {strategy!r} has no options {unknown}: its options are {', '.join(known)}"
+            )
         return kind(**strategy_kwargs)
     if find_strategy(strategy) is None:
-        raise ValueError(f"strategy={strategy!r} is neither a name nor a configuration of a strategy")
+        raise MeshArgumentError(f"strategy={shown(strategy)} is neither a name nor a configuration of a strategy")
     if strategy_kwargs:
-        raise ValueError(f"strategy={strategy!r} has its options already: change them there, not by {strategy_kwargs}")
+        raise MeshArgumentError(
+            f"strategy={shown(strategy)} has its options already: change them there, not by {strategy_kwargs}"
+        )
     return strategy
