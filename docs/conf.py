@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from pathlib import Path
 from string import ascii_uppercase
@@ -14,6 +15,10 @@ from sphinx.util.docutils import SphinxDirective
 from automodel_mesh.compat.eras.support import era_name
 from automodel_mesh.tracking.ledger import load_ledger
 from automodel_mesh.tracking.uses import public_callers
+
+CHECKOUT = Path(__file__).parents[1]
+sys.path.insert(0, str(CHECKOUT))
+from tests import results  # noqa: E402 - found in the checkout, and is not installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +59,6 @@ autodoc_type_aliases = {
     "DistributedStrategyConfig": "DistributedStrategyConfig",
 }
 
-CHECKOUT = Path(__file__).parents[1]
 MATRIX = CHECKOUT / "ci_matrix" / "torch.toml"
 
 
@@ -98,6 +102,16 @@ def failure_table() -> list[str]:
         for test, reason in row.get("expected_failures", {}).items()
     ]
     return ["| torch | test | reason |", "|---|---|---|", *found] if found else ["None."]
+
+
+def downstream_table() -> list[str]:
+    """Show what other packages do on plain torch's meshes and on ours."""
+    return results.table("downstream", ("plain torch", "with our meshes"))
+
+
+def drop_in_table() -> list[str]:
+    """Show what NeMo AutoModel does with its own modules and with ours."""
+    return results.table("drop-in", ("with its own modules", "with ours"))
 
 
 def ledger_table() -> list[str]:
@@ -165,13 +179,15 @@ class FromData(SphinxDirective):
         "releases": release_table,
         "cuda": cuda_table,
         "expected-failures": failure_table,
+        "downstream": downstream_table,
+        "drop-in": drop_in_table,
         "ledger-table": ledger_table,
         "ledger-entries": ledger_entries,
     }
 
     def run(self) -> list[nodes.Node]:
         """Make the part."""
-        for file in (MATRIX, *(CHECKOUT / "compat").glob("ledger.*")):
+        for file in (MATRIX, *(CHECKOUT / "compat").glob("ledger.*"), *results.FOLDER.glob("*.json")):
             self.env.note_dependency(str(file))
         return self.parse_text_to_nodes("\n".join(self.PARTS[self.arguments[0]]()), allow_section_headings=True)
 
