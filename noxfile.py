@@ -310,24 +310,16 @@ def add_drop_in_sessions() -> None:
 
 
 def drop_in_run(session: nox.Session, run: NemoRun) -> None:
-    """Import every module and take the other steps of a run; with `-- record`, record the names instead."""
+    """Import every module and take the other steps of a run; with `-- record`, record names and results."""
     wanted = NEMO["dependencies"][run.nemo]
     install(session, "tests", ROWS[run.label].torch, *wanted["with"])
     session.install("--no-deps", *wanted["without"])
     python = ("python", "-W", "ignore", "-m")  # NeMo AutoModel and its dependencies warn of each other
-    if session.posargs == ["record"]:
-        if "names" in run.steps:
-            session.run(*python, "tests.drop_in.api", "record")
-            session.run(*python, "tests.drop_in.tables")
-        return
-    session.run(*python, "tests.drop_in.imports")
-    commands = {
-        "names": (*python, "tests.drop_in.api"),
-        "calls": ("pytest", "tests/drop_in/behaviours.py"),
-        "training": (*python, "tests.drop_in.training"),
-    }
-    for step in run.steps:
-        session.run(*commands[step])
+    if session.posargs == ["record"] and "names" in run.steps:
+        session.run(*python, "tests.drop_in.names")
+        session.run(*python, "tests.drop_in.tables")
+    name = session.name.removeprefix("drop-in-")
+    session.run(*python, "tests.drop_in", name, "imports", *run.steps, *session.posargs)
 
 
 def plain(session: nox.Session, row: Row) -> None:

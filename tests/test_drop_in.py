@@ -18,7 +18,7 @@ import pytest
 import torch.distributed as dist
 
 from automodel_mesh import mesh_utils
-from tests.drop_in.api import PACKAGE, Names, differences, load_data, load_record, replaced_modules
+from tests.drop_in.names import PACKAGE, Names, differences, is_known, load_data, load_record, ours_of
 from tests.drop_in.tables import PAGE as PATH
 from tests.drop_in.tables import page_with_tables
 from tests.pages import blocks, run
@@ -73,18 +73,11 @@ DOCUMENTED = {
 PROPERTIES = ("pp_size", "pp_enabled", "tp_size", "cp_size", "ep_size", "dp_size", "dp_replicate_size")
 
 
-def is_known(version: str, name: str) -> bool:
-    """Tell whether a difference is in ci_matrix/nemo.toml."""
-    patterns = [row["name"] for row in DATA["signatures"] if version in row["versions"]]
-    return name in DATA["left_out"] or any(fnmatch(name, pattern) for pattern in patterns)
-
-
 @pytest.mark.parametrize(("version", "tail"), MODULES)
 def test_every_name_is_here_with_its_parameters_and_defaults(version: str, tail: str) -> None:
     """Whatever a call of a version gives, by position or name, is taken here, and what it leaves out means the same."""
-    here = importlib.import_module(replaced_modules(version)[f"{PACKAGE}.{tail}"])
-    found = differences(tail, RECORD[version][tail], here)
-    assert [each for each in found if not is_known(version, each.name)] == []
+    found = differences(tail, RECORD[version][tail], ours_of(version, tail))
+    assert [each for each in found if not is_known(each.name, version)] == []
 
 
 @pytest.mark.release_independent
@@ -92,8 +85,8 @@ def test_every_known_difference_is_one() -> None:
     """An entry of ci_matrix/nemo.toml that no name needs is to be deleted."""
     found: dict[str, set[str]] = {}
     for version, tail in MODULES:
-        here = importlib.import_module(replaced_modules(version)[f"{PACKAGE}.{tail}"])
-        found.setdefault(version, set()).update(each.name for each in differences(tail, RECORD[version][tail], here))
+        here = differences(tail, RECORD[version][tail], ours_of(version, tail))
+        found.setdefault(version, set()).update(each.name for each in here)
     assert set(DATA["left_out"]) <= set.union(*found.values())
     for row in DATA["signatures"]:
         for version in row["versions"]:

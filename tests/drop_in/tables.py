@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tests.drop_in.api import PACKAGE, load_data, load_record, replaced_modules
+from tests.drop_in.names import PACKAGE, load_data, load_record, replaced_modules
 
 PAGE: Final = Path(__file__).parents[2] / "docs/how-to/replacing-nemo-automodel.md"
 

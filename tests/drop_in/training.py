@@ -1,8 +1,6 @@
 """A tiny Llama trains through NeMo AutoModel's own `FSDP2Manager`, on its mesh modules and with ours in their place.
 
-    python -m tests.drop_in.training          compares both on every topology; exits with 1 if one is not as it must be
-    python -m tests.drop_in.training ours tp  prints the losses on one topology, with our modules in place; or `theirs`
-
+`python -m tests.drop_in.training ours tp` prints the losses on one topology with our modules in place; or `theirs`.
 With our modules the losses are those of one process that trains the whole model, to six digits. Where NeMo AutoModel's
 own modules fail or hang is in ci_matrix/nemo.toml.
 """
@@ -27,10 +25,14 @@ from torch.nn.functional import cross_entropy
 
 from automodel_mesh import replace_nemo_automodel
 from automodel_mesh.testing import RanksFailed, run_ranks
-from tests.drop_in.api import PACKAGE, load_data
+from tests.drop_in.names import PACKAGE, load_data
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
+
+    from tests.results import Row
 
 STEPS, BATCH, SEQUENCE, VOCABULARY = 4, 8, 16, 64
 RATE: Final = 0.3
@@ -54,28 +56,16 @@ TOPOLOGIES: Final = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Compare, or print what one run gives."""
-    if arguments:
-        sys.stdout.write(f"{json.dumps(run(*arguments))}\n")
-        return 0
-    wrong = [name for name in TOPOLOGIES if not compare(name)]
-    sys.stdout.write(f"{len(TOPOLOGIES) - len(wrong)} passed, {len(wrong)} failed\n")
-    return 1 if wrong else 0
-
-
-def compare(name: str) -> bool:
-    """Run a topology with both, say what each gave, and tell whether it is as it must be."""
-    ours, theirs = started("ours", name), started("theirs", name)
-    failure = expected_failure(name)
-    alike = agree(ours, reference(name))
-    right = agree(theirs, ours) if failure is None else isinstance(theirs, str) and bool(re.search(failure, theirs))
-    sys.stdout.write(
-        f"{name}: {'as' if alike else 'NOT as'} one process; with our modules {shown(ours)}; with their own "
-        f"{shown(theirs)}{'' if right else ', which is NOT EXPECTED'}\n"
-    )
-    sys.stdout.flush()
-    return alike and right
+def check() -> Iterator[tuple[Row, bool]]:
+    """Train on every topology with both; see `python -m tests.drop_in`."""
+    for name, (ranks, sizes) in TOPOLOGIES.items():
+        ours, theirs = started("ours", name), started("theirs", name)
+        failure = expected_failure(name)
+        right = agree(theirs, ours) if failure is None else isinstance(theirs, str) and bool(re.search(failure, theirs))
+        asked = ", ".join(f"`{size}={number}`" for size, number in sizes.items())
+        did = "expert groups" if name == "experts" else "training"
+        row = {"what": f"{did} on {ranks} ranks: {asked}", "plain": shown(theirs), "ours": shown(ours)}
+        yield row, right and agree(ours, reference(name))
 
 
 def agree(some: list[float] | str, others: list[float] | str) -> bool:
@@ -220,4 +210,4 @@ def train(model: nn.Module, index: int, parts: int, group: Any = None, rate: flo
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.stdout.write(f"{json.dumps(run(*sys.argv[1:]))}\n")

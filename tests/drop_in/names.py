@@ -1,9 +1,6 @@
 """The names, signatures and defaults of NeMo AutoModel's modules: read, recorded, and compared with ours.
 
-As a command:
-
-    python -m tests.drop_in.api         exits with 1 if the installed nemo-automodel is not as recorded
-    python -m tests.drop_in.api record  records it in ci_matrix/nemo_api.json
+`python -m tests.drop_in.names` records those of the installed nemo-automodel in ci_matrix/nemo_api.json.
 """
 
 from __future__ import annotations
@@ -14,6 +11,7 @@ import enum
 import inspect
 import json
 import sys
+from fnmatch import fnmatchcase
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -25,6 +23,8 @@ from automodel_mesh.nemo.replacement import REPLACED_MODULES, REPLACED_MODULES_0
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import ModuleType
+
+    from tests.results import Row
 
 CI_MATRIX: Final = Path(__file__).parents[2] / "ci_matrix"
 RECORD: Final = CI_MATRIX / "nemo_api.json"
@@ -221,19 +221,41 @@ def installed_names() -> tuple[str, dict[str, Names]]:
     return version, {name.removeprefix(f"{PACKAGE}."): describe(import_module(name)) for name in modules}
 
 
-def main(arguments: list[str]) -> int:
-    """Record the installed version, or compare it with what is recorded."""
-    record = load_record() if RECORD.exists() else {}
+def check() -> Iterator[tuple[Row, bool]]:
+    """Compare the installed version with what is recorded, and with ours; see `python -m tests.drop_in`."""
     version, names = installed_names()
-    if arguments == ["record"]:
-        record[version] = names
-        RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n", encoding="utf-8")
-        return 0
-    if record.get(version) != names:
+    recorded = load_record().get(version) == names
+    if not recorded:
         sys.stderr.write(f"{RECORD.name} is not what nemo-automodel {version} has: run nox -s drop-in -- record\n")
-        return 1
-    return 0
+    found = [each for tail, part in names.items() for each in differences(tail, part, ours_of(version, tail))]
+    unknown = [each for each in found if not is_known(each.name, version)]
+    sys.stderr.writelines(f"{each.name}: {each.what}\n" for each in unknown)
+    row = {
+        "what": "names, with parameters and defaults",
+        "plain": str(sum(map(len, names.values()))),
+        "ours": f"{len(unknown)} differ" if unknown else f"the same, but {len(found)} on purpose",
+    }
+    yield row, recorded and not unknown
+
+
+def ours_of(version: str, tail: str) -> ModuleType:
+    """Return the module here for one of a version."""
+    return import_module(replaced_modules(version)[f"{PACKAGE}.{tail}"])
+
+
+def is_known(name: str, version: str) -> bool:
+    """Tell whether ci_matrix/nemo.toml has a difference, with its reason."""
+    data = load_data()
+    wanted = [row["name"] for row in data["signatures"] if version in row["versions"]]
+    return name in data["left_out"] or any(fnmatchcase(name, pattern) for pattern in wanted)
+
+
+def record() -> None:
+    """Write the names of the installed version into ci_matrix/nemo_api.json."""
+    version, names = installed_names()
+    known = (load_record() if RECORD.exists() else {}) | {version: names}
+    RECORD.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    record()

@@ -1,7 +1,7 @@
 """The same calls of NeMo AutoModel's modules and of ours, side by side: the results are equal, or differ on purpose.
 
-The packages of nemo-automodel on the index have no tests of these modules, so these behaviours are compared instead.
-Run by `nox -s drop-in` as `pytest tests/drop_in/behaviours.py`, with nemo-automodel 0.7.0 installed.
+The packages of nemo-automodel on the index have no tests of these modules, so these calls are compared instead, on
+version 0.7.0.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-import pytest
-import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh import compat
 from automodel_mesh.testing import fake_world
-from tests.drop_in.api import PACKAGE, load_data
+from tests.drop_in.names import PACKAGE, load_data
+from tests.results import Row
 
 Call = Callable[["Side"], object]
 
@@ -56,7 +57,7 @@ def plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value).__name__
         fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return kind, {name: field for name, field in fields.items() if name not in OURS_ALONE.get(kind, ())}
+        return kind, {name: field for name, field in fields.items() if name not in NOT_COMPARED.get(kind, ())}
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -64,11 +65,11 @@ def plain(value: object) -> object:
     return value
 
 
-# Fields that our classes have beside NeMo AutoModel's, by class; and the one that DDP has here (`ddp_group` below).
-OURS_ALONE = {
+# Fields that the classes of one of both have, by class. Our context has a process group too: see `ddp_group` below.
+NOT_COMPARED = {
     "DistributedSetup": ("parallelism_sizes",),
     "MegatronFSDPConfig": ("sequence_parallel", "tp_plan"),
-    "MeshContext": ("_built", "process_group"),
+    "MeshContext": ("_handle", "process_group"),
 }
 
 
@@ -215,39 +216,40 @@ DIFFERENT: dict[str, Call] = {
 }
 
 
-@pytest.fixture
-def sides() -> tuple[Side, Side]:
-    """Import both."""
-    return Side(PACKAGE), Side("automodel_mesh")
+# --- compare
 
 
-@pytest.mark.filterwarnings("ignore")  # of NeMo AutoModel and its dependencies
-def test_both_do_the_same(sides: tuple[Side, Side]) -> None:
-    """Each call gives an equal result, or an error of the same class or a subclass; on the first and the last rank."""
-    theirs, ours = sides
-    wrong: list[str] = []
+def check() -> Iterator[tuple[Row, bool]]:
+    """Make all calls of both; see `python -m tests.drop_in`."""
+    warnings.simplefilter("ignore")  # of NeMo AutoModel and its dependencies
+    sides = Side(PACKAGE), Side("automodel_mesh")
+    wrong = [*_not_alike(*sides)]
+    sys.stderr.writelines(f"{line}\n" for line in wrong)
+    row = {"what": "results of calls, or the classes of their errors", "plain": str(2 * len(CALLS))}
+    yield row | {"ours": f"{len(wrong)} differ" if wrong else "equal"}, not wrong
+    cases = [row["case"] for row in load_data()["behaviours"] if "case" in row]
+    alike = [name for name in cases if name not in DIFFERENT or not _differ(DIFFERENT[name], *sides)]
+    right = not alike and len(cases) == len(DIFFERENT)
+    row = {"what": "calls that differ on purpose", "plain": str(len(cases))}
+    yield row | {"ours": f"the same: {', '.join(alike)}" if alike else "all differ"}, right
+
+
+def _not_alike(theirs: Side, ours: Side) -> Iterator[str]:
+    """Yield the calls that give another result, or an error of another class that is no subclass."""
     for name, call in CALLS.items():
         for rank in (0, 7):
-            with fake_world(8, rank):
-                there = outcome(call, theirs)
-            with fake_world(8, rank):
-                here = outcome(call, ours)
+            there, here = (_in_a_world(rank, call, side) for side in (theirs, ours))
             alike = isinstance(here, type(there)) if isinstance(there, Exception) else here == there
             if not alike:
-                wrong.append(f"{name}, rank {rank}: {there!r} there, {here!r} here")
-    assert not wrong, f"{len(wrong)} of {2 * len(CALLS)}:\n" + "\n".join(wrong)
-    assert not dist.is_initialized()
+                yield f"{name}, rank {rank}: {str(there)[:300]} there, {str(here)[:300]} here"
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_what_is_said_to_differ_does(sides: tuple[Side, Side]) -> None:
-    """Every case of the table of differences gives another result, or an error on one side only."""
-    cases = [row["case"] for row in load_data()["behaviours"] if "case" in row]
-    assert sorted(cases) == sorted(DIFFERENT)
-    for name, call in DIFFERENT.items():
-        with fake_world(8):
-            there = outcome(call, sides[0])
-        with fake_world(8):
-            here = outcome(call, sides[1])
-        assert repr(there) != repr(here), name
-        assert not (isinstance(there, Exception) and isinstance(here, type(there))), name
+def _differ(call: Call, theirs: Side, ours: Side) -> bool:
+    """Tell whether a call gives another result, or an error on one side only."""
+    there, here = (_in_a_world(0, call, side) for side in (theirs, ours))
+    return repr(there) != repr(here) and not (isinstance(there, Exception) and isinstance(here, type(there)))
+
+
+def _in_a_world(rank: int, call: Call, side: Side) -> object:
+    with fake_world(8, rank):
+        return outcome(call, side)
