@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch.distributed as dist
 
@@ -22,13 +22,16 @@ from automodel_mesh.topology.records import EXPERT_MESH_AXES
 from automodel_mesh.topology.strategies import plan_topologies, strategy_named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from datetime import timedelta
 
     from torch.distributed.device_mesh import DeviceMesh
 
     from automodel_mesh.topology.sizes import ParallelismSizes
     from automodel_mesh.topology.strategies import Strategy, Topologies
+
+
+_OPERATION: Final = "MeshContext.build"
 
 
 class Meshes(NamedTuple):
@@ -40,6 +43,20 @@ class Meshes(NamedTuple):
     """(ep_shard, ep), in the same family; `None` without experts or outside."""
     plan: Topologies
     """The axes and sizes of both, on a rank outside as well."""
+
+
+@contextmanager
+def checked_with_the_other_ranks(timeout: timedelta | None) -> Generator[None, None, None]:
+    """Run the checks of a call that then builds meshes: if they fail on one rank, the ranks that wait for it are told.
+
+    Args:
+        timeout: how long to wait for the others; by default the timeout of the world.
+    """
+    if not dist.is_initialized():  # no rank waits before there is a world
+        yield
+        return
+    with operation(_OPERATION, range(dist.get_world_size()), timeout):
+        yield
 
 
 def build_meshes(
@@ -77,8 +94,8 @@ def build_meshes(
     if not dist.is_initialized():
         if "WORLD_SIZE" in os.environ:
             plan_it()  # a wrong request is refused before a world is started for it
-        start_launched_world("MeshContext.build", timeout)
-    with operation("MeshContext.build", range(dist.get_world_size()), timeout) as current:
+        start_launched_world(_OPERATION, timeout)
+    with operation(_OPERATION, range(dist.get_world_size()), timeout) as current:
         plan, specs = plan_it()
         device_type = device_type or default_device_type()
         for spec in specs.values():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from automodel_mesh.build import resolve_world_size
+from automodel_mesh.build import checked_with_the_other_ranks, resolve_world_size
 from automodel_mesh.checks import is_int, timeout_of_minutes, wrong_type
 from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.fields import as_dict, brief, check_config, from_dict, is_config, one_of_names
@@ -166,31 +166,31 @@ class DistributedSetup(MeshLookups):
             ValueError: an unknown strategy, a key of a dict that is not a field, arguments that contradict each
                 other, or sizes that do not fit the ranks; the message names the field, its value and valid values.
         """
-        sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
-        _check_config_type("parallelism_sizes", sizes, ParallelismSizes)
-        check_sizes(sizes)
-        timeout_of_minutes("timeout_minutes", timeout_minutes)
-        _check_world_size(world_size)
-        pipeline = _coerce(PipelineConfig, "pipeline_config", pipeline_config)
-        moe = _coerce(MoEParallelizerConfig, "moe_parallel_config", moe_parallel_config)
-        config = _coerce_strategy(strategy)
-        described = cls(
-            strategy_config=config,
-            parallelism_sizes=sizes,
-            pipeline_config=PipelineConfig() if pipeline is None and sizes.pp_size > 1 else pipeline,
-            moe_parallel_config=MoEParallelizerConfig() if moe is None and sizes.ep_size > 1 else moe,
-            activation_checkpointing=activation_checkpointing,
-        )
-        context = MeshContext.build(
-            config,
-            sizes,
-            world_size=world_size,
-            moe_parallel_config=described.moe_parallel_config,
-            activation_checkpointing=described.activation_checkpointing,
-            timeout_minutes=timeout_minutes,
-            ranks=ranks,
-        )
-        return dataclasses.replace(described, mesh_context=context)
+        with checked_with_the_other_ranks(timeout_of_minutes("timeout_minutes", timeout_minutes)):
+            sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
+            _check_config_type("parallelism_sizes", sizes, ParallelismSizes)
+            check_sizes(sizes)
+            _check_world_size(world_size)
+            pipeline = _coerce(PipelineConfig, "pipeline_config", pipeline_config)
+            moe = _coerce(MoEParallelizerConfig, "moe_parallel_config", moe_parallel_config)
+            config = _coerce_strategy(strategy)
+            described = cls(
+                strategy_config=config,
+                parallelism_sizes=sizes,
+                pipeline_config=PipelineConfig() if pipeline is None and sizes.pp_size > 1 else pipeline,
+                moe_parallel_config=MoEParallelizerConfig() if moe is None and sizes.ep_size > 1 else moe,
+                activation_checkpointing=activation_checkpointing,
+            )
+            context = MeshContext.build(
+                config,
+                sizes,
+                world_size=world_size,
+                moe_parallel_config=described.moe_parallel_config,
+                activation_checkpointing=described.activation_checkpointing,
+                timeout_minutes=timeout_minutes,
+                ranks=ranks,
+            )
+            return dataclasses.replace(described, mesh_context=context)
 
     @classmethod
     def from_device_mesh(cls, device_mesh: DeviceMesh) -> Self:

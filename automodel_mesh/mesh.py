@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 import torch.distributed as dist
 
 from automodel_mesh import compat, strategy_configs
-from automodel_mesh.build import Meshes, build_meshes, resolve_world_size
+from automodel_mesh.build import Meshes, build_meshes, checked_with_the_other_ranks, resolve_world_size
 from automodel_mesh.checks import check_size, timeout_of_minutes
 from automodel_mesh.compat.compiled import constant_when_compiled
 from automodel_mesh.errors import MeshArgumentError, RankNotInMeshError
@@ -169,38 +169,39 @@ class MeshContext(MeshLookups):
             TypeError: a size or rank that is not an integer; `strategy_config` is not a strategy's configuration.
         """
         timeout = timeout_of_minutes("timeout_minutes", timeout_minutes)
-        strategy = strategy_for(strategy_config)
-        check_strategy_config(strategy_config)
-        settings: dict[str, Any] = {
-            "strategy_config": strategy_config,
-            "moe_parallel_config": moe_parallel_config,
-            "activation_checkpointing": activation_checkpointing,
-            "reapply_trainability": reapply_trainability,
-            "cp_ring_degree": cp_ring_degree,
-            "cp_ulysses_degree": cp_ulysses_degree,
-        }
-        MeshContext(**settings)  # refuses what is wrong in them before a group is made
-        sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
-        if not strategy.has_mesh and not dist.is_initialized() and "WORLD_SIZE" not in os.environ:
-            plan_topologies(strategy, sizes, resolve_world_size(world_size), ranks=ranks)  # for its checks
-            return cls(**settings)
-        meshes = build_meshes(
-            strategy,
-            sizes,
-            world_size,
-            ranks=ranks,
-            timeout=timeout,
-            backend_override=backend_override,
-            separate_groups=separate_groups,
-        )
-        if strategy.has_mesh:
-            context = cls(device_mesh=meshes.root, moe_mesh=meshes.moe, **settings)
-        else:
-            member = compat.get_coordinate(meshes.root) is not None
-            context = cls(process_group=compat.get_group(meshes.root) if member else None, **settings)
-        context._built = meshes
-        context._owned = meshes.root
-        return context
+        with checked_with_the_other_ranks(timeout):
+            strategy = strategy_for(strategy_config)
+            check_strategy_config(strategy_config)
+            settings: dict[str, Any] = {
+                "strategy_config": strategy_config,
+                "moe_parallel_config": moe_parallel_config,
+                "activation_checkpointing": activation_checkpointing,
+                "reapply_trainability": reapply_trainability,
+                "cp_ring_degree": cp_ring_degree,
+                "cp_ulysses_degree": cp_ulysses_degree,
+            }
+            MeshContext(**settings)  # refuses what is wrong in them before a group is made
+            sizes = ParallelismSizes() if parallelism_sizes is None else parallelism_sizes
+            if not strategy.has_mesh and not dist.is_initialized() and "WORLD_SIZE" not in os.environ:
+                plan_topologies(strategy, sizes, resolve_world_size(world_size), ranks=ranks)  # for its checks
+                return cls(**settings)
+            meshes = build_meshes(
+                strategy,
+                sizes,
+                world_size,
+                ranks=ranks,
+                timeout=timeout,
+                backend_override=backend_override,
+                separate_groups=separate_groups,
+            )
+            if strategy.has_mesh:
+                context = cls(device_mesh=meshes.root, moe_mesh=meshes.moe, **settings)
+            else:
+                member = compat.get_coordinate(meshes.root) is not None
+                context = cls(process_group=compat.get_group(meshes.root) if member else None, **settings)
+            context._built = meshes
+            context._owned = meshes.root
+            return context
 
     @classmethod
     def from_meshes(

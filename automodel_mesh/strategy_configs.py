@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, cast
 
 import torch
 
@@ -78,10 +78,27 @@ def resolve_activation_checkpointing(value: object, strategy: Strategy | None = 
     return "selective" if value == "selective" else bool(value)
 
 
-def _default_mp_policy() -> MixedPrecisionPolicy:
-    from torch.distributed.fsdp import MixedPrecisionPolicy  # noqa: PLC0415 - dear, and no other strategy needs it
+class MixedPrecisionField:
+    """A field `mp_policy`. Its default is made when it is read: `torch.distributed.fsdp` takes seconds to import.
 
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    Args:
+        **default: the arguments of the default `MixedPrecisionPolicy`.
+    """
+
+    def __init__(self, **default: Any) -> None:
+        self._default = default
+
+    def __get__(self, config: object | None, owner: type | None = None) -> MixedPrecisionPolicy | None:
+        if config is None:  # dataclasses asks the class for the default of the argument
+            return None
+        if vars(config)["mp_policy"] is None:
+            from torch.distributed.fsdp import MixedPrecisionPolicy  # noqa: PLC0415 - see above
+
+            vars(config)["mp_policy"] = MixedPrecisionPolicy(**self._default)
+        return cast("MixedPrecisionPolicy", vars(config)["mp_policy"])
+
+    def __set__(self, config: object, value: MixedPrecisionPolicy | None) -> None:
+        vars(config)["mp_policy"] = value
 
 
 @suggest_keywords
@@ -110,7 +127,9 @@ class FSDP2Config:
     """Whether transformers is told that no sequence is packed, which saves a wait for the GPU at each attention layer.
     By default `False`."""
 
-    mp_policy: MixedPrecisionPolicy | None = field(default_factory=_default_mp_policy)
+    mp_policy: MixedPrecisionField = MixedPrecisionField(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default, and for `None`, parameters are
     cast to bfloat16 to compute, and gradients are reduced in float32."""
 
@@ -156,8 +175,6 @@ class FSDP2Config:
     """How parts for images and sound are distributed. By default `MultimodalDistributedConfig()`."""
 
     def __post_init__(self) -> None:
-        if self.mp_policy is None:
-            self.mp_policy = _default_mp_policy()
         _settle_scope(self)
         if not is_config(MultimodalDistributedConfig, self.multimodal):
             raise wrong_type("multimodal", self.multimodal, "a MultimodalDistributedConfig")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +27,7 @@ from automodel_mesh.config import (
     MoEParallelizerConfig,
     PipelineConfig,
 )
-from automodel_mesh.errors import RankNotInMeshError
+from automodel_mesh.errors import RankNotInMeshError, RanksDisagreeError
 from automodel_mesh.testing import fake_world
 
 PP = ParallelismSizes(pp_size=2)
@@ -297,6 +297,32 @@ def test_bad_arguments_are_refused_before_a_group_is_made() -> None:
     """Each error names the field, its value and valid values, and no process group was created."""
     with fake_world(8, rank=3):
         check_invalid()
+
+
+WRONG_ON_ONE_RANK: dict[str, Callable[[bool], Any]] = {
+    "a field of the strategy": lambda wrong: DistributedSetup.build(
+        MegatronFSDPConfig(zero_dp_strategy=7 if wrong else 3)
+    ),
+    "a pipeline without stages": lambda wrong: DistributedSetup.build(pipeline_config={} if wrong else None),
+    "a setting of a context": lambda wrong: MeshContext.build(FSDP2Config(), cp_ring_degree=0 if wrong else 1),
+    "the strategy of a context": lambda wrong: MeshContext.build(DDPConfig(bucket_cap_mb=-1 if wrong else 1)),
+}
+
+
+@pytest.mark.ranks(4, timeout=60)
+def test_what_one_rank_was_refused_is_told_to_the_others() -> None:
+    """Settings are checked before the ranks meet; those that wait are told at once, and the next call works on all."""
+    dist.barrier()
+    for name, call in WRONG_ON_ONE_RANK.items():
+        before = worlds.live_process_groups()
+        wrong = dist.get_rank() == 1
+        expected: tuple[type[Exception], ...] = (ValueError,) if wrong else (RanksDisagreeError,)
+        with pytest.raises(expected) as caught:
+            call(wrong)
+        assert ("rank 1 was refused (" in str(caught.value)) != wrong, name
+        assert worlds.live_process_groups() == before
+        with call(False):
+            dist.barrier()
 
 
 @pytest.mark.ranks(8)

@@ -195,20 +195,11 @@ def _compare(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
                 yield name, "missing"
         elif name in wanted.positional and wanted.position(name) != given.position(name):
             yield name, f"at another position of {', '.join(given.positional)}"
-        elif default is not None and not _same(default, given.defaults[name]):
+        elif default is not None and given.defaults[name] != default:
             yield name, f"default {given.defaults[name]} in place of {default}"
     for name, default in given.defaults.items():
         if name not in wanted.defaults and default is None:
             yield name, "needed here"
-
-
-def _same(theirs: str, ours: str | None) -> bool:
-    """Tell whether two defaults are the same; ours may have fields that torch has added to its classes since."""
-    one, other = (ast.parse(str(text), mode="eval").body for text in (theirs, ours))
-    if isinstance(one, ast.Call) and isinstance(other, ast.Call):
-        asked, has = ([ast.unparse(part) for part in (call.func, *call.keywords)] for call in (one, other))
-        return set(asked) <= set(has)
-    return theirs == ours
 
 
 # --- the command

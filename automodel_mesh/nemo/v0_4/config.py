@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from automodel_mesh import strategy_configs
 
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
 __all__ = ["DDPConfig", "DistributedConfig", "FSDP2Config", "MegatronFSDPConfig"]
-
-
-def _default_mp_policy() -> MixedPrecisionPolicy:
-    from torch.distributed.fsdp import MixedPrecisionPolicy  # noqa: PLC0415 - dear, and no other strategy needs it
-
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
 
 
 @dataclass
 class FSDP2Config(strategy_configs.FSDP2Config):
     """The current `FSDP2Config`, but that gradients and outputs are in bfloat16 too."""
 
-    mp_policy: MixedPrecisionPolicy | None = field(default_factory=_default_mp_policy)
+    mp_policy: strategy_configs.MixedPrecisionField = strategy_configs.MixedPrecisionField(  # noqa: RUF009 - a descriptor
+        param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16
+    )
     """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default, and for `None`, everything is in
     bfloat16."""
 
     backend: str = "nccl"
     """The backend of the default process group. By default `"nccl"`; with `"gloo"` the mesh is one of CPUs."""
-
-    def __post_init__(self) -> None:
-        if self.mp_policy is None:
-            self.mp_policy = _default_mp_policy()
-        super().__post_init__()
 
 
 @dataclass
