@@ -101,6 +101,9 @@ class MixedPrecisionField:
         vars(config)["mp_policy"] = value
 
 
+_MP_POLICY: Any = MixedPrecisionField(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
 @suggest_keywords
 @dataclass
 class FSDP2Config:
@@ -127,9 +130,7 @@ class FSDP2Config:
     """Whether transformers is told that no sequence is packed, which saves a wait for the GPU at each attention layer.
     By default `False`."""
 
-    mp_policy: MixedPrecisionField = MixedPrecisionField(
-        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    mp_policy: MixedPrecisionPolicy | None = _MP_POLICY
     """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default, and for `None`, parameters are
     cast to bfloat16 to compute, and gradients are reduced in float32."""
 

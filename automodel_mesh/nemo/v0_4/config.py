@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from automodel_mesh import strategy_configs
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
 __all__ = ["DDPConfig", "DistributedConfig", "FSDP2Config", "MegatronFSDPConfig"]
+
+_MP_POLICY: Any = strategy_configs.MixedPrecisionField(
+    param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16
+)
 
 
 @dataclass
 class FSDP2Config(strategy_configs.FSDP2Config):
     """The current `FSDP2Config`, but that gradients and outputs are in bfloat16 too."""
 
-    mp_policy: strategy_configs.MixedPrecisionField = strategy_configs.MixedPrecisionField(  # noqa: RUF009 - a descriptor
-        param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16
-    )
+    mp_policy: MixedPrecisionPolicy | None = _MP_POLICY
     """The `torch.distributed.fsdp.MixedPrecisionPolicy` for `fully_shard`. By default, and for `None`, everything is in
     bfloat16."""
 
