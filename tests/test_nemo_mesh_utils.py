@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import pickle
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch.distributed as dist
 
 from automodel_mesh import (
     DDPConfig,
     FSDP2Config,
     MegatronFSDPConfig,
     MeshAxisName,
-    MeshContext,
     ParallelismSizes,
     compat,
     get_flat_mesh,
@@ -39,23 +37,10 @@ from automodel_mesh.mesh_utils import (
 )
 from automodel_mesh.nemo import mesh_utils as nemo_mesh_utils
 from automodel_mesh.testing import fake_world
+from tests.test_mesh_utils import TP2_CP2, build, ranks_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-TP2_CP2 = ParallelismSizes(tp_size=2, cp_size=2)
-
-
-def build(sizes: ParallelismSizes, **options: Any) -> DeviceMesh:
-    """Build the root mesh of FSDP2."""
-    mesh = MeshContext.build(FSDP2Config(), sizes, **options).device_mesh
-    assert mesh is not None
-    return mesh
-
-
-def ranks_of(mesh: DeviceMesh, axis: str | None = None) -> list[int]:
-    """List the ranks of this rank's group along an axis."""
-    return dist.get_process_group_ranks(compat.get_group(mesh, axis))
 
 
 def timeouts(mesh: DeviceMesh) -> set[timedelta | None]:
