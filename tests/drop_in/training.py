@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import warnings
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 STEPS, BATCH, SEQUENCE, VOCABULARY = 4, 8, 16, 64
 RATE: Final = 0.3
+RELEASE: Final = ".".join(metadata.version("torch").split(".")[:2])
 SECONDS: Final = 120  # for the ranks; a run takes five where the machine is free
 
 
@@ -82,8 +83,7 @@ def shown(result: list[float] | str) -> str:
 
 def expected_failure(name: str) -> str | None:
     """Return how NeMo AutoModel's own modules fail on this torch, `None` if they work."""
-    release = ".".join(torch.__version__.split(".")[:2])
-    found: str | None = load_data()["fails_there"].get(release, {}).get(name)
+    found: str | None = load_data()["fails_there"].get(RELEASE, {}).get(name)
     return found
 
 
@@ -134,7 +134,7 @@ def reference(name: str) -> list[float]:
 
 def gradients_added(name: str) -> int:
     """Return how many times the gradient torch computes: up to 2.8, FSDP2 adds what the shards give over gloo."""
-    if not load_data()["gradients_added"].get(".".join(torch.__version__.split(".")[:2]), False):
+    if not load_data()["gradients_added"].get(RELEASE, False):
         return 1
     ranks, sizes = TOPOLOGIES[name]
     return ranks // sizes.get("tp_size", 1) // sizes.get("dp_replicate_size", 1)
