@@ -81,7 +81,7 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
         "mesh_dim_names": ("x",),
         "backend_override": None,
     },
-    "create_ring_ulysses_mesh": lambda: {"mesh": build(), "ring_degree": 2, "ulysses_degree": 1},
+    "create_ring_ulysses_mesh": lambda: {"device_mesh": build(), "ring_degree": 2, "ulysses_degree": 1},
     "get_flat_mesh": lambda: {"device_mesh": build(), "name": "tp"},
     "get_fsdp_dp_mesh": lambda: {
         "device_mesh": fsdp_mesh(),
