@@ -30,7 +30,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import nox
 from packaging.requirements import Requirement
@@ -322,6 +322,35 @@ def drop_in_run(session: nox.Session, run: NemoRun) -> None:
     session.run(*python, "tests.drop_in", name, "imports", *run.steps, *session.posargs)
 
 
+DOWNSTREAM: Final = {
+    f"downstream-{run['package']}-{label}": (run, label)
+    for run in nox.project.load_toml("ci_matrix/downstream.toml")["runs"]
+    for label in run["torch"]
+    if label in ROWS
+}
+
+
+def add_downstream_sessions() -> None:
+    """Add a session for each package and torch release of ci_matrix/downstream.toml."""
+    for name, (run, label) in DOWNSTREAM.items():
+
+        def session_of_run(session: nox.Session, run: dict[str, Any] = run, label: str = label) -> None:
+            with environment(session):
+                downstream_run(session, run, label)
+
+        row = ROWS[label]
+        session_of_run.__doc__ = f"Give {run['package']} meshes of plain torch's and of ours, on torch {row.torch}."
+        nox.session(session_of_run, name=name, python=row.python, tags=["downstream"])
+
+
+def downstream_run(session: nox.Session, run: dict[str, Any], label: str) -> None:
+    """Install a package and run its program; with `-- record`, record the results."""
+    install(session, "tests", ROWS[label].torch, *run["with"])
+    if run["without"]:
+        session.install("--no-deps", *run["without"])
+    session.run("python", "-m", "tests.downstream", run["package"], label, *session.posargs)
+
+
 def plain(session: nox.Session, row: Row) -> None:
     """Show what the calls of torch {torch} do themselves, Python {python}; its failures are what we mend."""
     install(session, "tests", row.torch)
@@ -335,6 +364,7 @@ add_sessions("cuda", ROWS, cuda, tags=["cuda"])
 add_sessions("bench", BENCH_ROWS, bench_row, tags=["bench"])
 add_sessions("examples", EXAMPLE_ROWS, examples_row, tags=["examples"])
 add_drop_in_sessions()
+add_downstream_sessions()
 
 
 @nox.session(venv_backend="none")
@@ -348,6 +378,13 @@ def examples(session: nox.Session) -> None:
 def drop_in(session: nox.Session) -> None:
     """Put our modules in place of NeMo AutoModel's, on each version and torch of ci_matrix/nemo.toml."""
     for name in NEMO_RUNS:
+        session.notify(name, posargs=session.posargs)
+
+
+@nox.session(venv_backend="none")
+def downstream(session: nox.Session) -> None:
+    """Give other packages meshes of plain torch's and of ours, on each torch of ci_matrix/downstream.toml."""
+    for name in DOWNSTREAM:
         session.notify(name, posargs=session.posargs)
 
 

@@ -8,7 +8,6 @@ own modules fail or hang is in ci_matrix/nemo.toml.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import subprocess
@@ -21,21 +20,18 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.pipelining import microbatch
-from torch.nn.functional import cross_entropy
 
 from automodel_mesh import replace_nemo_automodel
 from automodel_mesh.testing import RanksFailed, run_ranks
+from tests import tiny_llama
 from tests.drop_in.names import PACKAGE, load_data
+from tests.tiny_llama import new_model, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
-
     from tests.results import Row
 
-STEPS, BATCH, SEQUENCE, VOCABULARY = 4, 8, 16, 64
-RATE: Final = 0.3
 RELEASE: Final = ".".join(metadata.version("torch").split(".")[:2])
 SECONDS: Final = 120  # for the ranks; a run takes five where the machine is free
 
@@ -73,7 +69,7 @@ def agree(some: list[float] | str, others: list[float] | str) -> bool:
     """Tell whether two runs gave the same losses, to six digits."""
     if isinstance(some, str) or isinstance(others, str):
         return False
-    return all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(some, others, strict=True))
+    return tiny_llama.agree(some, others)
 
 
 def shown(result: list[float] | str) -> str:
@@ -129,7 +125,7 @@ def reference(name: str) -> list[float]:
     warnings.simplefilter("ignore")
     if name == "experts":
         return [1.0]
-    return train(new_model(), 0, 1, rate=RATE * gradients_added(name))
+    return train(new_model(), 0, 1, rate=tiny_llama.RATE * gradients_added(name))
 
 
 def gradients_added(name: str) -> int:
@@ -168,45 +164,6 @@ def import_nemo() -> Any:
     for tail in ("config", "fsdp2", "mesh", "mesh_utils"):
         import_module(f"{PACKAGE}.{tail}")
     return import_module(PACKAGE)
-
-
-def new_model() -> nn.Module:
-    """Make the whole model, the same in every process."""
-    transformers: Any = import_module("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=SEQUENCE,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
-    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
-    return model
-
-
-def train(model: nn.Module, index: int, parts: int, group: Any = None, rate: float = RATE) -> list[float]:
-    """Take some steps on one part of a batch, and return the losses of the whole batch."""
-    batch = torch.randint(0, VOCABULARY, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(1))
-    part = batch.chunk(parts)[index]
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    losses: list[float] = []
-    for _ in range(STEPS):
-        logits = model(input_ids=part).logits
-        logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
-        loss: Any = cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), part[:, 1:].reshape(-1))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        mean = loss.detach().clone()
-        if group is not None:
-            dist.all_reduce(mean, group=group)
-        losses.append(mean.item() / parts)
-    return losses
 
 
 if __name__ == "__main__":
