@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
@@ -55,8 +54,7 @@ def main(checks: Sequence[Check], imports: Sequence[str]) -> None:
         for name in (*imports, *(["automodel_mesh.compat", "automodel_mesh.mesh"] if which == "ours" else [])):
             import_module(name)
     except Exception as error:  # noqa: BLE001 - that it cannot be imported is a result
-        traceback.print_exc()
-        found = dict.fromkeys((check.what for check in checks), f"{type(error).__name__}: {error}")
+        found = dict.fromkeys((check.what for check in checks), ranks.in_a_line(error))
     else:
         found = {check.what: outcome(check, which) for check in checks}
     sys.stdout.write(f"\n{json.dumps(found)}\n")
@@ -84,7 +82,7 @@ def check_ranks(group: Any, wanted: Sequence[int], what: str) -> None:
     gathered: list[Any] = [None] * len(found)
     dist.all_gather_object(gathered, dist.get_rank(), group=group)
     if gathered != found:
-        raise AssertionError(f"the group of {what} gathers from {gathered}")
+        raise AssertionError(f"the group of {what} has the ranks {found}, and gathers from {gathered}")
 
 
 def check_mesh(mesh: DeviceMesh, wanted: Sequence[int], what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import socket
 import tempfile
@@ -19,12 +20,21 @@ from torch import multiprocessing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SECONDS = 90
+SECONDS = 60
 """For the ranks of one check, which take a few seconds where the machine is free."""
 
 
 class RankError(Exception):
     """A rank failed, or did not end; the message says how, in a line."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message, without paths of this machine."""
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {re.sub(_PATH, '', first_line)}"[:300]
+
+
+_PATH = r" ?\(/[^)]*\)|(?<=['\" ])/[\w./-]+/"
 
 
 def run(function: Callable[..., Any], ranks: int, *args: Any, seconds: float = SECONDS) -> list[Any]:
@@ -89,7 +99,6 @@ def _rank(rank: int, ranks: int, folder: Path, port: int, function: Callable[...
         (folder / f"{rank}.result").write_bytes(pickle.dumps(function(*args)))
         dist.barrier()  # no rank leaves while another still works
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent reports it
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        (folder / f"{rank}.error").write_text(f"{type(error).__name__}: {first_line}", "utf-8")
+        (folder / f"{rank}.error").write_text(in_a_line(error), "utf-8")
         os._exit(1)
     os._exit(0)
