@@ -340,11 +340,18 @@ def add_downstream_sessions() -> None:
 
         row = ROWS[label]
         session_of_run.__doc__ = f"Give {run['package']} meshes of plain torch's and of ours, on torch {row.torch}."
-        nox.session(session_of_run, name=name, python=row.python, tags=["downstream"])
+        nox.session(session_of_run, name=name, python=run.get("python", row.python), tags=["downstream"])
 
 
 def downstream_run(session: nox.Session, run: dict[str, Any], label: str) -> None:
     """Install a package and run its program; with `-- record`, record the results."""
+    if saved := run.get("saved"):
+        checkpoints = session.cache_dir / session.name
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        session.env["AUTOMODEL_MESH_CHECKPOINTS"] = str(checkpoints.resolve())
+        install(session, "tests", ROWS[saved].torch)
+        for meshes in ("plain", "ours"):
+            session.run("python", "-m", f"tests.downstream.{run['package']}", meshes)
     install(session, "tests", ROWS[label].torch, *run["with"])
     if run["without"]:
         session.install("--no-deps", *run["without"])

@@ -29,9 +29,10 @@ class RankError(Exception):
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an error's type and the first line of its message, without paths of this machine."""
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {re.sub(_PATH, '', first_line)}"[:300]
+    """Return an error's type and the first line of its message, or the last of tracebacks, without paths."""
+    lines = str(error).strip().splitlines() or [""]
+    line = lines[-1 if any(each.startswith("Traceback") for each in lines) else 0]
+    return f"{type(error).__name__}: {re.sub(_PATH, '', line)}"[:300]
 
 
 _PATH = r" ?\(/[^)]*\)|(?<=['\" ])/[\w./-]+/"

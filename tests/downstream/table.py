@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ def expected_failure(package: str, release: str, what: str, meshes: str) -> str 
         if (
             failure["package"] == package
             and release in failure["torch"]
-            and what in failure.get("what", [what])
+            and any(fnmatchcase(what, pattern) for pattern in failure["what"])
             and meshes in failure["meshes"]
         ):
             error: str = failure["error"]

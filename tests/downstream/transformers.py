@@ -1,0 +1,82 @@
+"""transformers: tensor parallel plans, with FSDP2, and the arguments `tp_plan` and `device_mesh` of `from_pretrained`."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from tests import tiny_llama
+from tests.downstream.program import Check, main
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+MODEL: Final = Path(tempfile.mkdtemp(prefix="llama-"))
+
+
+def new_mesh(which: str, names: tuple[str, ...], sizes: tuple[int, ...]) -> DeviceMesh:
+    """Make a mesh of torch's or of ours."""
+    if which == "ours":
+        compat: Any = import_module("automodel_mesh.compat")
+        mesh: DeviceMesh = compat.init_device_mesh("cpu", sizes, mesh_dim_names=names)
+        return mesh
+    return init_device_mesh("cpu", sizes, mesh_dim_names=names)
+
+
+def meshes_of(which: str, config: Any) -> Any:
+    """Return the two meshes of a `DistributedConfig`: for experts, ours is another view of the same ranks."""
+    if which == "plain":
+        return import_module("transformers.distributed.utils").initialize_distributed_mesh(config)[1]
+    compat: Any = import_module("automodel_mesh.compat")
+    names = ("pp", "dp_replicate", "fsdp", "tp")
+    dense = new_mesh(which, names, (config.pp_size, config.dp_replicate_size, config.fsdp_size, config.tp_size))
+    experts = compat.refold(dense, ("fsdp", "tp"), (config.efsdp_size, config.ep_size), ("efsdp", "ep"))
+    return import_module("transformers.distributed.utils").TransformersDeviceMesh(dense, experts)
+
+
+def train(which: str, **sizes: int) -> list[float]:
+    """Train a model that transformers has distributed by its own plans."""
+    transformers: Any = import_module("transformers")
+    config = import_module("transformers.distributed").DistributedConfig(**sizes)
+    meshes = meshes_of(which, config)
+    model = transformers.LlamaForCausalLM.maybe_distribute_model(tiny_llama.new_model(), config, meshes)
+    ndim = sum(size > 1 for size in sizes.values())
+    sharded = [parameter.device_mesh for parameter in model.parameters() if hasattr(parameter, "device_mesh")]
+    assert max(mesh.ndim for mesh in sharded) == ndim
+    parts = dist.get_world_size() // config.tp_size
+    losses = tiny_llama.train(model, dist.get_rank() // config.tp_size, parts, dist.group.WORLD)
+    return [loss / config.tp_size for loss in losses]
+
+
+def given(which: str) -> list[float]:
+    """Load with a plan over one axis of a given mesh of two axes, and train the same on the other axis."""
+    transformers: Any = import_module("transformers")
+    mesh = new_mesh(which, ("dp", "tp"), (2, 2))
+    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, tp_plan="auto", device_mesh=mesh)
+    shards = next(each for name, each in model.named_parameters() if name.endswith("q_proj.weight"))
+    assert shards.device_mesh.size() == 2, f"the weights are sharded over {shards.device_mesh.size()} ranks"
+    return tiny_llama.train(model, 0, 1)
+
+
+def save() -> None:
+    """Save the model, for `from_pretrained`."""
+    model: Any = tiny_llama.new_model()
+    model.save_pretrained(MODEL)
+
+
+TP, HSDP_TP = {"tp_size": 2}, {"dp_replicate_size": 2, "fsdp_size": 2, "tp_size": 2}
+CHECKS: Final = (
+    Check("training by its plans: tensor parallel", 2, partial(train, **TP), tiny_llama.reference),
+    Check("training by its plans: HSDP with tensor parallelism", 8, partial(train, **HSDP_TP), tiny_llama.reference),
+    Check('`from_pretrained(tp_plan="auto", device_mesh=mesh)`', 4, given, tiny_llama.reference),
+)
+
+if __name__ == "__main__":
+    save()
+    main(CHECKS, ["transformers.models.llama", "transformers.distributed"])
