@@ -19,6 +19,7 @@ from automodel_mesh.tracking.uses import public_callers
 CHECKOUT = Path(__file__).parents[1]
 sys.path.insert(0, str(CHECKOUT))
 from tests import results  # noqa: E402 - found in the checkout, and is not installed
+from tests.downstream import table as downstream  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,6 +110,16 @@ def downstream_table() -> list[str]:
     return results.table("downstream", ("plain torch", "with our meshes"))
 
 
+def downstream_failures() -> list[str]:
+    """Show the reasons of what does not work there."""
+    lines = ["| package | torch | what | meshes | why |", "|---" * 5 + "|"]
+    for failure in downstream.load()["failures"]:
+        what = "; ".join("all" if name == "*" else name.replace("*", "…") for name in failure["what"])
+        meshes = "both" if len(failure["meshes"]) > 1 else "plain torch" if failure["meshes"] == ["plain"] else "ours"
+        lines.append(f"| {failure['package']} | {', '.join(failure['torch'])} | {what} | {meshes} | {failure['why']} |")
+    return lines
+
+
 def drop_in_table() -> list[str]:
     """Show what NeMo AutoModel does with its own modules and with ours."""
     return results.table("drop-in", ("with its own modules", "with ours"))
@@ -180,6 +191,7 @@ class FromData(SphinxDirective):
         "cuda": cuda_table,
         "expected-failures": failure_table,
         "downstream": downstream_table,
+        "downstream-failures": downstream_failures,
         "drop-in": drop_in_table,
         "ledger-table": ledger_table,
         "ledger-entries": ledger_entries,
@@ -187,7 +199,7 @@ class FromData(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Make the part."""
-        for file in (MATRIX, *(CHECKOUT / "compat").glob("ledger.*"), *results.FOLDER.glob("*.json")):
+        for file in (MATRIX, *(CHECKOUT / "compat").glob("ledger.*"), *results.FOLDER.glob("*.json"), downstream.PATH):
             self.env.note_dependency(str(file))
         return self.parse_text_to_nodes("\n".join(self.PARTS[self.arguments[0]]()), allow_section_headings=True)
 

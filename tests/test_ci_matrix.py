@@ -149,6 +149,14 @@ def test_cuda_sessions_are_the_rows() -> None:
     assert set(list_sessions("-t", "cuda")) == {f"cuda-{label(release)}" for release in RELEASES}
 
 
+def test_downstream_sessions_are_the_runs() -> None:
+    """There is one session per package and torch release that it runs on."""
+    runs = tomli.loads((ROOT / "ci_matrix/downstream.toml").read_text())["runs"]
+    labels = {label(release) for release in RELEASES}
+    wanted = {f"downstream-{run['package']}-{release}" for run in runs for release in run["torch"] if release in labels}
+    assert set(list_sessions("-t", "downstream")) == wanted
+
+
 def test_plain_nox_runs_the_short_list() -> None:
     """Plain `nox` runs lint, typing, releases, and the tests on the releases of the short run."""
     assert set(list_sessions()) == {"lint", "typing", "releases", *(f"tests-{name}" for name in short_run())}

@@ -12,7 +12,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -56,8 +56,21 @@ def shard(model: nn.Module, mesh: Any) -> None:
     parallelize_module(model, mesh, plan)
 
 
+def logits_of(model: nn.Module, tokens: torch.Tensor) -> Any:
+    """Call a model of transformers."""
+    return model(input_ids=tokens).logits
+
+
 def train(
-    model: nn.Module, index: int, parts: int, group: Any = None, rate: float = RATE, optimizer: Any = None
+    model: nn.Module,
+    index: int,
+    parts: int,
+    group: Any = None,
+    *,
+    rate: float = RATE,
+    optimizer: Any = None,
+    call: Callable[[nn.Module, torch.Tensor], Any] = logits_of,
+    gradients_added: bool = False,
 ) -> list[float]:
     """Take some steps on one part of a batch, and return the losses of the whole batch.
 
@@ -68,17 +81,19 @@ def train(
         group: the process group over which losses are added up.
         rate: the learning rate of SGD.
         optimizer: in place of SGD with that rate.
+        call: returns the logits of a batch.
+        gradients_added: the parts' gradients are added up, and not averaged.
     """
     batch = torch.randint(0, VOCABULARY, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(1))
     part = batch.chunk(parts)[index]
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=rate)
     losses: list[float] = []
     for _ in range(STEPS):
-        logits = model(input_ids=part).logits
+        logits = call(model, part)
         logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
-        loss: Any = cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), part[:, 1:].reshape(-1))
+        loss: Any = cross_entropy(logits[:, :-1].flatten(0, 1), part[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        (loss / (parts if gradients_added else 1)).backward()
         optimizer.step()
         mean = loss.detach().clone()
         if group is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 import torch.distributed as dist
@@ -36,8 +36,8 @@ def split_mesh(which: str, ring: int, ulysses: int) -> DeviceMesh:
         return split
     axis: Any = init_device_mesh("cpu", (2, ring * ulysses), mesh_dim_names=("dp", "cp"))["cp"]
     if hasattr(axis, "_unflatten"):
-        split = axis._unflatten(0, (ring, ulysses), AXES)  # noqa: SLF001 - the only way that torch has
-        return split
+        axis = axis._unflatten(0, (ring, ulysses), AXES)  # noqa: SLF001 - the only way that torch has
+        return cast(DeviceMesh, axis)
     # Torch up to 2.9 has no call for it, and NeMo AutoModel, for one, does this.
     return DeviceMesh("cpu", axis.mesh.reshape(ring, ulysses), mesh_dim_names=AXES)
 

@@ -8,19 +8,18 @@ import sys
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from tests import tiny_llama
 from tests.downstream import ranks
+from tests.downstream.table import WORKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch.distributed.device_mesh import DeviceMesh
-
-WORKS: Final = "works"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def main(checks: Sequence[Check], imports: Sequence[str]) -> None:
 def outcome(check: Check, which: str) -> str:
     """Run a check, and return `works`, or what happened in a line."""
     try:
-        first, *others = ranks.run(check.function, check.ranks, which)
+        first, *others = ranks.run(on_rank, check.ranks, check, which)
     except ranks.RankError as error:
         return str(error)
     if check.reference is None:
@@ -72,6 +71,14 @@ def outcome(check: Check, which: str) -> str:
     if any(not tiny_llama.agree(first, other) for other in others):
         return "the ranks have different losses"
     return WORKS if tiny_llama.agree(first, wanted) else f"losses {first} in place of {wanted}"
+
+
+def on_rank(check: Check, which: str) -> Any:
+    """Run a check on a rank, which must not have imported this library if the meshes are plain torch's."""
+    found = check.function(which)
+    if which == "plain" and "automodel_mesh" in sys.modules:
+        raise AssertionError("a rank with torch's own meshes has imported automodel_mesh")
+    return found
 
 
 def check_ranks(group: Any, wanted: Sequence[int], what: str) -> None:

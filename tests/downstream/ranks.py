@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import signal
-import socket
 import tempfile
 import time
 from datetime import timedelta
@@ -51,10 +50,7 @@ def run(function: Callable[..., Any], ranks: int, *args: Any, seconds: float = S
         RankError: a rank raised, died, or did not end within the time limit.
     """
     with tempfile.TemporaryDirectory(prefix="downstream-") as folder:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        arguments = (ranks, Path(folder), port, function, args)
+        arguments = (ranks, Path(folder), function, args)
         started = multiprocessing.start_processes(_rank, arguments, nprocs=ranks, join=False, start_method="fork")
         _wait(started, time.monotonic() + seconds, seconds)
         failed = sorted(Path(folder).glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
@@ -84,14 +80,14 @@ def _wait(started: Any, deadline: float, seconds: float) -> None:
             process.join()
 
 
-def _rank(rank: int, ranks: int, folder: Path, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(rank: int, ranks: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     output = os.open(folder / f"{rank}.output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(
         {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)},
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_PORT="29500",  # not used, as there is a process group already
     )
     torch.set_num_threads(1)
     store = f"file://{folder}/store"

@@ -1,7 +1,8 @@
-"""Reads ci_matrix/downstream.toml."""
+"""Reads ci_matrix/downstream.toml, and compares results with it."""
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, Final
 
 import tomli
 
+MESHES: Final = ("plain", "ours")
+WORKS: Final = "works"
 PATH: Final = Path(__file__).parents[2] / "ci_matrix/downstream.toml"
 
 
@@ -37,3 +40,13 @@ def expected_failure(package: str, release: str, what: str, meshes: str) -> str 
             error: str = failure["error"]
             return error
     return None
+
+
+def unexpected(package: str, release: str, row: dict[str, str]) -> dict[str, str]:
+    """Return what was expected instead, for the meshes with which a check did something else."""
+    wrong: dict[str, str] = {}
+    for meshes in MESHES:
+        failure = expected_failure(package, release, row["what"], meshes)
+        if not (row[meshes] == WORKS if failure is None else re.search(failure, row[meshes])):
+            wrong[meshes] = failure or WORKS
+    return wrong

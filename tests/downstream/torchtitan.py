@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.functional import cross_entropy
 
+from tests import tiny_llama
 from tests.downstream.program import Check, check_mesh, main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
-STEPS, BATCH, SEQUENCE, VOCABULARY = 3, 8, 16, 2048
 BACKEND: Final = "partial_dtensor"  # of the three of torchtitan, the one that runs on CPU
 
 
 def our_world(_device_type: str, sizes: tuple[int, ...], *, mesh_dim_names: tuple[str, ...]) -> Any:
-    """Make a mesh of ours that is split by our `unflatten`, for `ParallelDims.build_mesh`, which makes all others of it."""
+    """Make a mesh of ours that our `unflatten` splits: `ParallelDims.build_mesh` makes all others of it."""
     compat: Any = import_module("automodel_mesh.compat")
     world = compat.init_device_mesh("cpu", sizes, mesh_dim_names=mesh_dim_names)
 
@@ -78,23 +77,8 @@ def new_model(parallelism: Any) -> nn.Module:
 
 
 def steps(model: nn.Module, index: int, parts: int, group: Any = None) -> list[float]:
-    """Train on a part of a batch, and return the losses of the whole batch."""
-    batch = torch.randint(0, VOCABULARY, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(1))
-    part = batch.chunk(parts)[index]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    losses: list[float] = []
-    for _ in range(STEPS):
-        logits = model(part)
-        logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
-        loss: Any = cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), part[:, 1:].reshape(-1))
-        optimizer.zero_grad()
-        (loss / parts).backward()  # torchtitan has FSDP2 add gradients up
-        optimizer.step()
-        mean = loss.detach().clone()
-        if group is not None:
-            dist.all_reduce(mean, group=group)
-        losses.append(mean.item() / parts)
-    return losses
+    """Train; torchtitan has FSDP2 add gradients up."""
+    return tiny_llama.train(model, index, parts, group, rate=0.1, call=nn.Module.__call__, gradients_added=True)
 
 
 def train(which: str) -> list[float]:
@@ -119,7 +103,7 @@ def train(which: str) -> list[float]:
     )
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)  # noqa: FBT003 - gloo cannot add and divide in one step
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot add and divide in one step
     batch = dims.get_mesh("batch")
     return steps(model, batch.get_local_rank(), batch.size(), batch.get_group())
 

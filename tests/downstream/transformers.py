@@ -1,4 +1,4 @@
-"""transformers: tensor parallel plans, with FSDP2, and the arguments `tp_plan` and `device_mesh` of `from_pretrained`."""
+"""transformers: training by its plans for tensor parallelism and FSDP2, and `device_mesh` of `from_pretrained`."""
 
 from __future__ import annotations
 
