@@ -79,15 +79,23 @@ def about(result: Result) -> str:
 def table(prefix: str, headings: Sequence[str], folder: Path = FOLDER) -> list[str]:
     """Show what the sessions of a prefix found as a table in Markdown.
 
+    Torch releases on which the same came of something share a line.
+
     Args:
         prefix: what the names of the sessions start with, without the hyphen.
         headings: those of the columns `plain` and `ours`.
         folder: where the files are.
     """
-    plain, ours = headings
-    lines = [f"| package | torch | what | {plain} | {ours} | run on |", "|---" * 6 + "|"]
+    releases: dict[tuple[str, ...], list[str]] = {}
     for result in read(prefix, folder):
         for row in result.rows:
-            cells = (about(result), result.packages["torch"], row["what"], row["plain"], row["ours"], result.date)
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+            ours = "the same" if row["ours"] == row["plain"] != "works" else row["ours"]
+            key = (about(result), row["what"], row["plain"], ours, result.date)
+            releases.setdefault(key, []).append(result.packages["torch"])
+    plain, ours = headings
+    lines = [f"| package | what | torch | {plain} | {ours} | run on |", "|---" * 6 + "|"]
+    order = list(dict.fromkeys(key[:2] for key in releases))
+    for (package, what, *rest), found in sorted(releases.items(), key=lambda item: order.index(item[0][:2])):
+        cells = (package, what, ", ".join(found), *rest)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines if len(lines) > 2 else ["Not run yet."]

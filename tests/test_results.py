@@ -12,7 +12,7 @@ from tests import results
 
 pytestmark = pytest.mark.release_independent
 
-ROW = {"what": "trains", "plain": "hangs", "ours": "works | here"}
+ROW = {"what": "reads", "plain": "hangs", "ours": "works | here"}
 
 
 def test_what_is_recorded_is_read(tmp_path: Path) -> None:
@@ -27,22 +27,27 @@ def test_what_is_recorded_is_read(tmp_path: Path) -> None:
 
 
 def test_results_are_by_package_and_the_oldest_torch_first(tmp_path: Path) -> None:
-    """2.10 comes after 2.9, and sessions of another prefix are left out."""
-    for package, torch_version in (("b", "2.10.0"), ("b", "2.9.1"), ("a", "2.15.0")):
-        session = f"downstream-{package}-{torch_version}"
-        entry = {"session": session, "date": "2026-11-27", "python": "3.12.1", "rows": [ROW]}
-        (tmp_path / f"{session}.json").write_text(
-            json.dumps({**entry, "packages": {package: "1", "torch": torch_version}})
-        )
+    """2.10 comes after 2.9, releases with one result share a line, and sessions of another prefix are left out."""
+    for package, release, plain in (
+        ("b", "2.10.0", "hangs"),
+        ("b", "2.9.1", "hangs"),
+        ("b", "2.6.0", "works"),
+        ("a", "2.6.0", "hangs"),
+    ):
+        session = f"downstream-{package}-{release}"
+        packages, rows = {package: "1", "torch": release}, [{"what": "trains", "plain": plain, "ours": "hangs"}, ROW]
+        entry = {"session": session, "date": "2026-11-27", "python": "3.12.1", "rows": rows, "packages": packages}
+        (tmp_path / f"{session}.json").write_text(json.dumps(entry))
     results.record("drop-in-0.7.0-2.9", [], [ROW], tmp_path)
-    lines = results.table("downstream", ("plain torch", "ours"), tmp_path)
-    assert lines[0] == "| package | torch | what | plain torch | ours | run on |"
-    assert [line.split(" | ")[:2] for line in lines[2:]] == [
-        ["| a 1", "2.15.0"],
-        ["| b 1", "2.9.1"],
-        ["| b 1", "2.10.0"],
+    assert results.table("downstream", ("plain torch", "ours"), tmp_path) == [
+        "| package | what | torch | plain torch | ours | run on |",
+        "|---|---|---|---|---|---|",
+        "| a 1 | trains | 2.6.0 | hangs | the same | 2026-11-27 |",
+        r"| a 1 | reads | 2.6.0 | hangs | works \| here | 2026-11-27 |",
+        "| b 1 | trains | 2.6.0 | works | hangs | 2026-11-27 |",
+        "| b 1 | trains | 2.9.1, 2.10.0 | hangs | the same | 2026-11-27 |",
+        r"| b 1 | reads | 2.6.0, 2.9.1, 2.10.0 | hangs | works \| here | 2026-11-27 |",
     ]
-    assert lines[2].endswith(r"| trains | hangs | works \| here | 2026-11-27 |")
 
 
 def test_a_row_has_what_was_tried_and_both_results(tmp_path: Path) -> None:

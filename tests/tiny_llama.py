@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
@@ -20,33 +20,31 @@ STEPS, BATCH, SEQUENCE, VOCABULARY = 4, 8, 16, 64
 RATE: Final = 0.3
 
 
-def new_config() -> Any:
-    """Return the model's configuration."""
-    transformers: Any = import_module("transformers")
-    return transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=SEQUENCE,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
+SIZES: Final = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": SEQUENCE,
+    "tie_word_embeddings": False,
+    "use_cache": False,
+}
+"""Of a configuration of transformers."""
 
 
 def new_model() -> nn.Module:
     """Make the whole model, the same in every process."""
     transformers: Any = import_module("transformers")
     torch.manual_seed(0)
-    model: nn.Module = transformers.AutoModelForCausalLM.from_config(new_config())
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SIZES))
     return model
 
 
 def shard(model: nn.Module, mesh: Any) -> None:
     """Make the model tensor parallel, as torch does it."""
-    plan = {
+    plan: dict[str, ParallelStyle] = {
         "model.layers.*.self_attn.[qkv]_proj": ColwiseParallel(),
         "model.layers.*.self_attn.o_proj": RowwiseParallel(),
         "model.layers.*.mlp.gate_proj": ColwiseParallel(),

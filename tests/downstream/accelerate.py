@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny_llama
 from tests.downstream.program import Check, check_mesh, check_ranks, main
@@ -84,8 +84,8 @@ def loader(which: str) -> None:
     data_loader: Any = import_module("accelerate.data_loader")
     import_module("accelerate").PartialState(cpu=True)
     mesh = config_with_mesh(which, **HSDP, tp_size=2).get_device_mesh("cpu")
-    batches = DataLoader(range(8), batch_size=2)  # type: ignore[arg-type]
-    (found,) = data_loader.prepare_data_loader(batches, put_on_device=False, torch_device_mesh=mesh)
+    batches: DataLoader[Any] = DataLoader(TensorDataset(torch.arange(8)), batch_size=2)
+    ((found,),) = data_loader.prepare_data_loader(batches, put_on_device=False, torch_device_mesh=mesh)
     part = dist.get_rank() // 2
     assert found.tolist() == [2 * part, 2 * part + 1], found.tolist()
 

@@ -51,7 +51,8 @@ def run(function: Callable[..., Any], ranks: int, *args: Any, seconds: float = S
     """
     with tempfile.TemporaryDirectory(prefix="downstream-") as folder:
         arguments = (ranks, Path(folder), function, args)
-        started = multiprocessing.start_processes(_rank, arguments, nprocs=ranks, join=False, start_method="fork")
+        start: Any = multiprocessing.start_processes  # type: ignore[attr-defined] # torch does not list it
+        started = start(_rank, arguments, nprocs=ranks, join=False, start_method="fork")
         _wait(started, time.monotonic() + seconds, seconds)
         failed = sorted(Path(folder).glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
         if failed:

@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 BACKEND: Final = "partial_dtensor"  # of the three of torchtitan, the one that runs on CPU
 
 
+def our_root(_device_type: str, sizes: tuple[int, ...], *, mesh_dim_names: tuple[str, ...]) -> Any:
+    """Make a mesh of ours that torch's `_unflatten` splits, as `build_mesh` is written."""
+    compat: Any = import_module("automodel_mesh.compat")
+    return compat.init_device_mesh("cpu", sizes, mesh_dim_names=mesh_dim_names)
+
+
 def our_world(_device_type: str, sizes: tuple[int, ...], *, mesh_dim_names: tuple[str, ...]) -> Any:
     """Make a mesh of ours that our `unflatten` splits: `ParallelDims.build_mesh` makes all others of it."""
     compat: Any = import_module("automodel_mesh.compat")
-    world = compat.init_device_mesh("cpu", sizes, mesh_dim_names=mesh_dim_names)
+    world = our_root("cpu", sizes, mesh_dim_names=mesh_dim_names)
 
     def unflatten(dim: int, degrees: Sequence[int], names: Sequence[str], **_fake_groups: Any) -> DeviceMesh:
         mesh: DeviceMesh = compat.unflatten(world, dim, degrees, names)
@@ -35,21 +41,21 @@ def our_world(_device_type: str, sizes: tuple[int, ...], *, mesh_dim_names: tupl
     return SimpleNamespace(_unflatten=unflatten, mesh=world)
 
 
-def new_dims(which: str, **sizes: int) -> Any:
+def new_dims(which: str, make_ours: Callable[..., Any] = our_world, **sizes: int) -> Any:
     """Return the dimensions of a parallel training, with their meshes."""
     module: Any = import_module("torchtitan.distributed.parallel_dims")
     # torchtitan takes CUDA where there is no accelerator, so its meshes on CPU are made here on both sides.
     world: Callable[..., Any] = lambda _type, *args, **options: init_device_mesh("cpu", *args, **options)  # noqa: E731
-    module.init_device_mesh = our_world if which == "ours" else world
+    module.init_device_mesh = make_ours if which == "ours" else world
     whole = {"dp_replicate": 1, "dp_shard": 1, "cp": 1, "tp": 1, "pp": 1, "ep": 1, **sizes}
     dims = module.ParallelDims(**whole, world_size=dist.get_world_size(), spmd_backend=BACKEND)
     dims.build_mesh()
     return dims
 
 
-def meshes(which: str) -> None:
-    """Look up the meshes of a training with pipeline stages, context and tensor parallelism and experts."""
-    dims = new_dims(which, dp_shard=2, cp=2, tp=2, ep=2)
+def meshes(which: str, make_ours: Callable[..., Any] = our_world) -> None:
+    """Look up the meshes of a training with FSDP, context and tensor parallelism and experts."""
+    dims = new_dims(which, make_ours, dp_shard=2, cp=2, tp=2, ep=2)
     rank = dist.get_rank()
     check_mesh(dims.get_mesh("tp"), [rank // 2 * 2, rank // 2 * 2 + 1], "tp")
     check_mesh(dims.get_mesh("cp"), [rank // 4 * 4 + rank % 2, rank // 4 * 4 + rank % 2 + 2], "cp")
@@ -114,8 +120,14 @@ def reference() -> list[float]:
     return steps(new_model(config.ParallelismConfig(spmd_backend=BACKEND)), 0, 1)
 
 
+def meshes_of_torch(which: str) -> None:
+    """Look them up where torch splits a root of ours."""
+    meshes(which, our_root)
+
+
 CHECKS: Final = (
     Check("meshes of `ParallelDims`: FSDP, context and tensor parallelism, experts", 8, meshes),
+    Check("the same, where torch's `_unflatten` splits the world of ours", 8, meshes_of_torch),
     Check("training of its Llama: HSDP with tensor parallelism", 8, train, reference),
 )
 

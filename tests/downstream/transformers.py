@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -15,6 +16,8 @@ from tests import tiny_llama
 from tests.downstream.program import Check, main
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch.distributed.device_mesh import DeviceMesh
 
 MODEL: Final = Path(tempfile.mkdtemp(prefix="llama-"))
@@ -40,15 +43,23 @@ def meshes_of(which: str, config: Any) -> Any:
     return import_module("transformers.distributed.utils").TransformersDeviceMesh(dense, experts)
 
 
-def train(which: str, **sizes: int) -> list[float]:
-    """Train a model that transformers has distributed by its own plans."""
+def new_mixture() -> Any:
+    """Make a tiny Qwen3 with experts, the same in every process."""
     transformers: Any = import_module("transformers")
+    torch.manual_seed(0)
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8}
+    config = transformers.Qwen3MoeConfig(**{**tiny_llama.SIZES, **sizes})
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def train(which: str, new_model: Callable[[], Any], sizes: dict[str, int]) -> list[float]:
+    """Train a model that transformers has distributed by its own plans."""
     config = import_module("transformers.distributed").DistributedConfig(**sizes)
     meshes = meshes_of(which, config)
-    model = transformers.LlamaForCausalLM.maybe_distribute_model(tiny_llama.new_model(), config, meshes)
-    ndim = sum(size > 1 for size in sizes.values())
+    model = new_model()
+    model = type(model).maybe_distribute_model(model, config, meshes)
     sharded = [parameter.device_mesh for parameter in model.parameters() if hasattr(parameter, "device_mesh")]
-    assert max(mesh.ndim for mesh in sharded) == ndim
+    assert max(mesh.ndim for mesh in sharded) == sum(size > 1 for name, size in sizes.items() if name != "ep_size")
     parts = dist.get_world_size() // config.tp_size
     losses = tiny_llama.train(model, dist.get_rank() // config.tp_size, parts, dist.group.WORLD)
     return [loss / config.tp_size for loss in losses]
@@ -70,13 +81,27 @@ def save() -> None:
     model.save_pretrained(MODEL)
 
 
-TP, HSDP_TP = {"tp_size": 2}, {"dp_replicate_size": 2, "fsdp_size": 2, "tp_size": 2}
+def reference_of_mixture() -> list[float]:
+    """Return the losses of one process that trains the whole model with experts."""
+    return tiny_llama.train(new_mixture(), 0, 1)
+
+
+HSDP_TP: Final = {"dp_replicate_size": 2, "fsdp_size": 2, "tp_size": 2}
+EXPERTS: Final = {"fsdp_size": 2, "tp_size": 2, "ep_size": 2}
+on_llama, on_mixture = partial(train, new_model=tiny_llama.new_model), partial(train, new_model=new_mixture)
+
 CHECKS: Final = (
-    Check("training by its plans: tensor parallel", 2, partial(train, **TP), tiny_llama.reference),
-    Check("training by its plans: HSDP with tensor parallelism", 8, partial(train, **HSDP_TP), tiny_llama.reference),
+    Check("training by its plans: tensor parallel", 2, partial(on_llama, sizes={"tp_size": 2}), tiny_llama.reference),
+    Check("training by its plans: HSDP, tensor parallel", 8, partial(on_llama, sizes=HSDP_TP), tiny_llama.reference),
+    Check(
+        "training by its plans: FSDP, tensor parallel, experts",
+        4,
+        partial(on_mixture, sizes=EXPERTS),
+        reference_of_mixture,
+    ),
     Check('`from_pretrained(tp_plan="auto", device_mesh=mesh)`', 4, given, tiny_llama.reference),
 )
 
 if __name__ == "__main__":
     save()
-    main(CHECKS, ["transformers.models.llama", "transformers.distributed"])
+    main(CHECKS, ["transformers.models.llama", "transformers.models.qwen3_moe", "transformers.distributed"])
