@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from functools import partial
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 CHECKPOINTS: Final = Path(os.environ.get("AUTOMODEL_MESH_CHECKPOINTS") or tempfile.mkdtemp(prefix="checkpoints-"))
-RELEASE: Final = ".".join(torch.__version__.split(".")[:2])
+RELEASE: Final = ".".join(metadata.version("torch").split(".")[:2])
 
 HSDP, CONTEXT = "HSDP with tensor parallelism", "context parallelism"
 RANKS: Final = {HSDP: 8, CONTEXT: 4}
