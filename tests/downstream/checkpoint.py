@@ -22,7 +22,8 @@ from tests.downstream.program import Check, main
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-CHECKPOINTS: Final = Path(os.environ.get("AUTOMODEL_MESH_CHECKPOINTS") or tempfile.mkdtemp(prefix="checkpoints-"))
+DEFAULT: Final = Path(tempfile.gettempdir(), f"checkpoints-{os.getpid()}")
+CHECKPOINTS: Final = Path(os.environ.get("AUTOMODEL_MESH_CHECKPOINTS", DEFAULT))
 RELEASE: Final = ".".join(metadata.version("torch").split(".")[:2])
 
 HSDP, CONTEXT = "HSDP with tensor parallelism", "context parallelism"
@@ -100,8 +101,7 @@ def checks_of(saved: Path | None, who: str) -> list[Check]:
 
 def checks_of_others() -> list[Check]:
     """Load what other releases saved."""
-    CHECKPOINTS.mkdir(parents=True, exist_ok=True)
-    paths = sorted(path for path in CHECKPOINTS.iterdir() if not path.name.startswith(f"{RELEASE} "))
+    paths = sorted(path for path in CHECKPOINTS.glob("*") if not path.name.startswith(f"{RELEASE} "))
     names = {path: path.name.replace(" plain", "").replace(" ours", " with our meshes") for path in paths}
     return [check for path in paths for check in checks_of(path, f" on torch {names[path]}")]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch.distributed.device_mesh import DeviceMesh
-
-MODEL: Final = Path(tempfile.mkdtemp(prefix="llama-"))
 
 
 def new_mesh(which: str, names: tuple[str, ...], sizes: tuple[int, ...]) -> DeviceMesh:
@@ -69,16 +66,13 @@ def given(which: str) -> list[float]:
     """Load with a plan over one axis of a given mesh of two axes, and train the same on the other axis."""
     transformers: Any = import_module("transformers")
     mesh = new_mesh(which, ("dp", "tp"), (2, 2))
-    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, tp_plan="auto", device_mesh=mesh)
+    with tempfile.TemporaryDirectory() as folder:
+        model: Any = tiny_llama.new_model()
+        model.save_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", device_mesh=mesh)
     shards = next(each for name, each in model.named_parameters() if name.endswith("q_proj.weight"))
     assert shards.device_mesh.size() == 2, f"the weights are sharded over {shards.device_mesh.size()} ranks"
     return tiny_llama.train(model, 0, 1)
-
-
-def save() -> None:
-    """Save the model, for `from_pretrained`."""
-    model: Any = tiny_llama.new_model()
-    model.save_pretrained(MODEL)
 
 
 def reference_of_mixture() -> list[float]:
@@ -103,5 +97,4 @@ CHECKS: Final = (
 )
 
 if __name__ == "__main__":
-    save()
     main(CHECKS, ["transformers.models.llama", "transformers.models.qwen3_moe", "transformers.distributed"])
