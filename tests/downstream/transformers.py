@@ -67,9 +67,13 @@ def given(which: str) -> list[float]:
     transformers: Any = import_module("transformers")
     mesh = new_mesh(which, ("dp", "tp"), (2, 2))
     with tempfile.TemporaryDirectory() as folder:
+        folders = [folder]
+        dist.broadcast_object_list(folders)  # that of rank 0, which alone saves
         model: Any = tiny_llama.new_model()
-        model.save_pretrained(folder)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", device_mesh=mesh)
+        model.save_pretrained(folders[0])
+        dist.barrier()
+        model = transformers.AutoModelForCausalLM.from_pretrained(folders[0], tp_plan="auto", device_mesh=mesh)
+        dist.barrier()
     shards = next(each for name, each in model.named_parameters() if name.endswith("q_proj.weight"))
     assert shards.device_mesh.size() == 2, f"the weights are sharded over {shards.device_mesh.size()} ranks"
     return tiny_llama.train(model, 0, 1)
