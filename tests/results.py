@@ -86,16 +86,17 @@ def table(prefix: str, headings: Sequence[str], folder: Path = FOLDER) -> list[s
         headings: those of the columns `plain` and `ours`.
         folder: where the files are.
     """
-    releases: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[str, ...], list[Result]] = {}
     for result in read(prefix, folder):
         for row in result.rows:
             ours = "the same" if row["ours"] == row["plain"] != "works" else row["ours"]
-            key = (about(result), row["what"], row["plain"], ours, result.date)
-            releases.setdefault(key, []).append(result.packages["torch"])
+            found.setdefault((about(result), row["what"], row["plain"], ours), []).append(result)
     plain, ours = headings
     lines = [f"| package | what | torch | {plain} | {ours} | run on |", "|---" * 6 + "|"]
-    order = list(dict.fromkeys(key[:2] for key in releases))
-    for (package, what, *rest), found in sorted(releases.items(), key=lambda item: order.index(item[0][:2])):
-        cells = (package, what, ", ".join(found), *rest)
+    order = list(dict.fromkeys(key[:2] for key in found))
+    for (package, what, *came), by in sorted(found.items(), key=lambda item: order.index(item[0][:2])):
+        releases = ", ".join(result.packages["torch"] for result in by)
+        dates = ", ".join(dict.fromkeys(result.date for result in by))
+        cells = (package, what, releases, *came, dates)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return lines if len(lines) > 2 else ["Not run yet."]
