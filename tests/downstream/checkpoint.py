@@ -91,7 +91,7 @@ def checks_of(saved: Path | None, who: str) -> list[Check]:
     one, other = RANKS
     return [
         Check(
-            f"{topology} loads what {before} saved{who}",
+            f"`checkpoint`: {topology} loads what {before} saved{who}",
             RANKS[topology],
             partial(load, topology=topology, saved=saved, saved_topology=before),
         )
@@ -107,7 +107,10 @@ def checks_of_others() -> list[Check]:
 
 
 CHECKS: Final = [
-    *(Check(f"{topology} saves", RANKS[topology], partial(save, topology=topology)) for topology in RANKS),
+    *(
+        Check(f"`checkpoint`: {topology} saves", RANKS[topology], partial(save, topology=topology))
+        for topology in RANKS
+    ),
     *checks_of(None, ""),
     *checks_of_others(),
 ]

@@ -127,7 +127,7 @@ def meshes_of_torch(which: str) -> None:
 
 CHECKS: Final = (
     Check("meshes of `ParallelDims`: FSDP, context and tensor parallelism, experts", 8, meshes),
-    Check("the same, where torch's `_unflatten` splits the world of ours", 8, meshes_of_torch),
+    Check("meshes of `ParallelDims`, where torch's `_unflatten` splits a world of ours", 8, meshes_of_torch),
     Check("training of its Llama: HSDP with tensor parallelism", 8, train, reference),
 )
 
