@@ -14,8 +14,8 @@ from automodel_mesh.tracking.uses import Use, compat_sources, uses_in
 CHECKOUT = Path(__file__).parents[2]
 WRITES_ABOUT_THE_LEDGER = ("tests/tracking/", "tests/compat/test_confined.py")
 """Where names of the ledger may stand in strings."""
-PLAIN_TORCH = "tests/compat/plain.py"
-"""Torch's own calls, which tests and benchmarks compare ours with: private ones, by purpose."""
+PLAIN_TORCH = ("tests/compat/plain.py", "tests/downstream/plain.py")
+"""Torch's own calls, which tests, benchmarks and programs compare ours with: private ones, by purpose."""
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def sources() -> dict[str, str]:
         parts = path.relative_to(CHECKOUT).parts
         hidden = any(part.startswith(".") or part in {"build", "dist"} for part in parts)
         in_compat = parts[0] == "compat" or parts[:2] == ("automodel_mesh", "compat")
-        if not hidden and not in_compat and "/".join(parts) != PLAIN_TORCH:
+        if not hidden and not in_compat and "/".join(parts) not in PLAIN_TORCH:
             found["/".join(parts)] = path.read_text()
     return found
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from tests.downstream import plain
 from tests.downstream.program import Check, main
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ def mesh_of(which: str, topology: str) -> DeviceMesh:
         mesh: DeviceMesh = context.submesh(names)
         return mesh
     if "cp_size" in SIZES[topology]:
-        root: Any = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_shard", "cp"))
-        flat: DeviceMesh = root["dp_shard", "cp"]._flatten("dp_shard_cp")  # noqa: SLF001 - the only way that torch has
-        return flat
+        root = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_shard", "cp"))
+        return plain.flatten(root["dp_shard", "cp"], "dp_shard_cp")
     return init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("dp_replicate", "dp_shard", "tp"))
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 
+from tests.downstream import plain
 from tests.downstream.program import Check, check_mesh, main
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
 AXES: Final = ("ring", "ulysses")
 
@@ -34,12 +36,8 @@ def split_mesh(which: str, ring: int, ulysses: int) -> DeviceMesh:
         root = layer.MeshContext.build(layer.FSDP2Config(), sizes).device_mesh
         split: DeviceMesh = layer.create_ring_ulysses_mesh(root, ring_degree=ring, ulysses_degree=ulysses)
         return split
-    axis: Any = init_device_mesh("cpu", (2, ring * ulysses), mesh_dim_names=("dp", "cp"))["cp"]
-    if hasattr(axis, "_unflatten"):
-        axis = axis._unflatten(0, (ring, ulysses), AXES)  # noqa: SLF001 - the only way that torch has
-        return cast(DeviceMesh, axis)
-    # Torch up to 2.9 has no call for it, and NeMo AutoModel, for one, does this.
-    return DeviceMesh("cpu", axis.mesh.reshape(ring, ulysses), mesh_dim_names=AXES)
+    root = init_device_mesh("cpu", (2, ring * ulysses), mesh_dim_names=("dp", "cp"))
+    return plain.split(root["cp"], (ring, ulysses), AXES)
 
 
 def setup(mesh: DeviceMesh | None, ring: int, ulysses: int) -> Any:
@@ -54,9 +52,10 @@ def check_axes(config: Any) -> None:
     """Look at the meshes that attention uses, of two ranks by two."""
     rank = dist.get_rank()
     first = rank // 4 * 4
-    check_mesh(config._ulysses_mesh, [rank // 2 * 2, rank // 2 * 2 + 1], "ulysses")  # noqa: SLF001 - what attention uses
-    check_mesh(config._ring_mesh, [first + rank % 2, first + rank % 2 + 2], "ring")  # noqa: SLF001
-    check_mesh(config._flattened_mesh, range(first, first + 4), "both")  # noqa: SLF001
+    along_ulysses, along_ring, along_both = plain.attention_meshes(config)
+    check_mesh(along_ulysses, [rank // 2 * 2, rank // 2 * 2 + 1], "ulysses")
+    check_mesh(along_ring, [first + rank % 2, first + rank % 2 + 2], "ring")
+    check_mesh(along_both, range(first, first + 4), "both")
 
 
 def larger_mesh(which: str) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from tests.downstream import plain
 from tests.downstream.program import Check, check_mesh, check_ranks, main
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def fsdp_mesh(which: str) -> DeviceMesh:
         mesh: DeviceMesh = layer.MeshContext.build(layer.MegatronFSDPConfig(), sizes).device_mesh
         return mesh
     mesh = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("dp", "cp", "tp"))
-    mesh["dp", "cp"]._flatten("dp_cp")  # noqa: SLF001 - the only way that torch has
+    plain.flatten(mesh["dp", "cp"], "dp_cp")
     return mesh
 
 
@@ -38,7 +39,7 @@ def hsdp_mesh(which: str) -> DeviceMesh:
     names = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
     mesh = init_device_mesh("cpu", (1, 2, 2, 2, 1), mesh_dim_names=names)
     for axis, parts in {"dp_shard_cp": ("dp_shard", "cp"), "dp_cp": ("dp_replicate", "dp_shard", "cp")}.items():
-        mesh[parts]._flatten(axis)  # noqa: SLF001 - the only way that torch has
+        plain.flatten(mesh[parts], axis)
     return mesh
 
 

@@ -13,12 +13,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from tests import tiny_llama
+from tests.downstream import plain
 from tests.downstream.program import Check, check_mesh, main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from torch.distributed.device_mesh import DeviceMesh
 
 BACKEND: Final = "partial_dtensor"  # of the three of torchtitan, the one that runs on CPU
 
@@ -32,13 +32,7 @@ def our_root(_device_type: str, sizes: tuple[int, ...], *, mesh_dim_names: tuple
 def our_world(_device_type: str, sizes: tuple[int, ...], *, mesh_dim_names: tuple[str, ...]) -> Any:
     """Make a mesh of ours that our `unflatten` splits: `ParallelDims.build_mesh` makes all others of it."""
     compat: Any = import_module("automodel_mesh.compat")
-    world = our_root("cpu", sizes, mesh_dim_names=mesh_dim_names)
-
-    def unflatten(dim: int, degrees: Sequence[int], names: Sequence[str], **_fake_groups: Any) -> DeviceMesh:
-        mesh: DeviceMesh = compat.unflatten(world, dim, degrees, names)
-        return mesh
-
-    return SimpleNamespace(_unflatten=unflatten, mesh=world)
+    return plain.world_split_by(compat.unflatten, our_root("cpu", sizes, mesh_dim_names=mesh_dim_names))
 
 
 def new_dims(which: str, make_ours: Callable[..., Any] = our_world, **sizes: int) -> Any:
