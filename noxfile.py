@@ -353,6 +353,10 @@ def downstream_run(session: nox.Session, run: dict[str, Any], label: str) -> Non
         install(session, "tests", ROWS[saved].torch)
         for meshes in ("plain", "ours"):
             session.run("python", "-m", f"tests.downstream.{run['package']}", meshes)
+        if not any(checkpoints.glob(f"{saved} *")):
+            session.error(
+                f"torch {saved} was not installed: this session installs two, run it without --no-install or -R"
+            )
     install(session, "tests", ROWS[label].torch, *run["with"])
     if run["without"]:
         session.install("--no-deps", *run["without"])
