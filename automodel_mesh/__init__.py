@@ -6,6 +6,7 @@ unsupported torch is reported by the command instead of breaking it.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -63,3 +64,6 @@ def _find(name: str) -> object:
 # Hidden from type checkers, so that they still find names that do not exist.
 if not TYPE_CHECKING:
     __getattr__ = _find
+
+if _level := os.environ.get("AUTOMODEL_MESH_LOG"):
+    import_module("automodel_mesh.logs").print_logs(_level)

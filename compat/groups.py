@@ -6,6 +6,8 @@ unless torch wants every rank for each. The ranks of a group come from arithmeti
 
 from __future__ import annotations
 
+import logging
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +31,9 @@ from automodel_mesh.topology.layouts import Layout, fold, group_at, groups
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend
     from torch.distributed import ProcessGroup
+
+
+logger = logging.getLogger(__name__)
 
 
 class GroupSpec(NamedTuple):
@@ -170,7 +175,7 @@ class GroupTable:
         if missing and not current.agreed:
             current.agree(self._describe(missing.values()))
         for key, request in missing.items():
-            own = self._make(key, f"mesh_{request.name}", current)
+            own = self._make(key, request.name, current)
             self._entries[key] = _Entry(None if own is None else weakref.ref(own), current)
         found = (self._use(key, name) for key, name in named)
         return [group for group in found if group is not None]
@@ -240,9 +245,10 @@ class GroupTable:
         by = "" if way is Way.BY_MEMBERS else f", {way.value}"
         return f"{', '.join(told)} over the ranks {shown_ranks(self.ranks)}{by}"
 
-    def _make(self, key: tuple[Layout, GroupSpec], description: str, current: Operation) -> ProcessGroup | None:
+    def _make(self, key: tuple[Layout, GroupSpec], axis: str, current: Operation) -> ProcessGroup | None:
         """Make this rank's group along an axis, `None` if it has none, and those of the others if torch needs that."""
         layout, spec = key
+        description, start = f"mesh_{axis}", time.perf_counter()
         way = way_to_make(spec.backend, spec.options)
         own = group_at(layout, self.ranks.index(dist.get_rank()), self.ranks) if self._member else None
         made: dict[tuple[int, ...], ProcessGroup] = {}
@@ -264,8 +270,14 @@ class GroupTable:
             made[own] = _new_group(own, spec, description, name, use_local_synchronization=True)
         if own is None:
             return None
-        current.made.append(made[own])
-        return made[own]
+        group = made[own]
+        current.made.append(group)
+        logger.info(
+            "rank %d made process group %s for axis %s: ranks %s, backend %s, %.0f ms",
+            *(dist.get_rank(), group.group_name, axis, shown_ranks(own)),
+            *(dist.get_backend(group), 1e3 * (time.perf_counter() - start)),
+        )
+        return group
 
 
 def _new_group(
