@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from automodel_mesh.topology.grid import CoincidentAxes, Topology, distinct_groups_per_rank, shared_layouts
 from automodel_mesh.topology.layouts import Layout
+from automodel_mesh.topology.plans import AxisPlan, GroupCounts, MeshPlan, RankGroup, plan
 
 __all__ = [
+    "AxisPlan",
     "CoincidentAxes",
+    "GroupCounts",
     "Layout",
+    "MeshPlan",
+    "RankGroup",
     "Topology",
     "distinct_groups_per_rank",
+    "plan",
     "shared_layouts",
 ]

@@ -164,12 +164,32 @@ class Topology:
             TypeError: `rank` is not an int.
             ValueError: `rank` is not in this topology.
         """
-        position = self._position(rank)
+        position = self.position(rank)
         indices: list[int] = []
         for size in reversed(self.shape):
             position, index = divmod(position, size)
             indices.append(index)
         return tuple(reversed(indices))
+
+    def position(self, rank: int) -> int:
+        """Return the position of a rank in the grid, counted from 0 in row-major order.
+
+        Args:
+            rank: A global rank of this topology; check `rank in topology` first if it may not be one.
+
+        Raises:
+            TypeError: `rank` is not an int.
+            ValueError: `rank` is not in this topology.
+        """
+        if not is_int(rank):
+            raise wrong_type("rank", rank, "a global rank, an int")
+        if rank not in self:
+            shown = shown_ranks(self.ranks)
+            raise MeshArgumentError(
+                f"rank={rank} does not take part in this topology: its ranks are {shown}; give one of these"
+            )
+        # range.index computes the position; tuple.index would search the whole tuple.
+        return self.ranks.index(rank) if isinstance(self.ranks, range) else bisect_left(self.ranks, rank)
 
     def group_of(self, rank: int, axis: str) -> tuple[int, ...]:
         """Return the group of an axis that a rank belongs to.
@@ -186,7 +206,7 @@ class Topology:
             TypeError: `rank` is not an int.
             ValueError: `rank` is not in this topology.
         """
-        return group_at(self.layout(axis), self._position(rank), self.ranks)
+        return group_at(self.layout(axis), self.position(rank), self.ranks)
 
     def groups(self, axis: str) -> Iterator[tuple[int, ...]]:
         """Yield every group of an axis, one at a time.
@@ -237,17 +257,6 @@ class Topology:
             f"no axis {axis!r} here{nearest(axis, self.all_axes)}: "
             f"the native axes are {', '.join(self.axes)}; the derived axes are {', '.join(self.derived) or 'none'}"
         )
-
-    def _position(self, rank: int) -> int:
-        if not is_int(rank):
-            raise wrong_type("rank", rank, "a global rank, an int")
-        if rank not in self:
-            shown = shown_ranks(self.ranks)
-            raise MeshArgumentError(
-                f"rank={rank} does not take part in this topology: its ranks are {shown}; give one of these"
-            )
-        # range.index computes the position; tuple.index would search the whole tuple.
-        return self.ranks.index(rank) if isinstance(self.ranks, range) else bisect_left(self.ranks, rank)
 
 
 def _checked_fold(axes: tuple[str, ...], derived: str, folded: Sequence[str]) -> tuple[str, tuple[str, ...]]:

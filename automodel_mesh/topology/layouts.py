@@ -113,7 +113,7 @@ def groups(layout: Layout, ranks: Sequence[int]) -> Iterator[tuple[int, ...]]:
     Returns:
         An iterator of tuples of ranks, each in the order of the axis; every rank is in exactly one.
     """
-    firsts = _first_positions(layout, len(ranks))
+    firsts = _spread(iter((0,)), complement(layout, len(ranks)))  # ascending
     if len(layout) == 1 and isinstance(ranks, range):
         # The usual case: each group is a range. It is twice as fast, and there may be 100,000 groups.
         step = layout[0][1] * ranks.step
@@ -132,18 +132,17 @@ def _members(layout: Layout, first: int, ranks: Sequence[int]) -> tuple[int, ...
     return tuple(chain.from_iterable(ranks[start : start + size * stride : stride] for start in starts))
 
 
-def _first_positions(layout: Layout, total: int) -> Iterator[int]:
-    """Return the first position of each group, ascending.
+def complement(layout: Layout, total: int) -> Layout:
+    """Return the pairs that an axis leaves out, outermost first: they lead to the first positions of its groups.
 
-    They are spread over the pairs that the layout leaves out: for ((2, 4),) of 16 positions, (2, 8) and (4, 1).
+    For ((2, 4),) of 16 positions in `total`: (2, 8) and (4, 1).
     """
     free: list[tuple[int, int]] = []
     outer = total
     for size, stride in sorted(layout, key=lambda pair: pair[1], reverse=True):
         free.append((outer // (size * stride), size * stride))
         outer = stride
-    free.append((outer, 1))
-    return _spread(iter((0,)), free)
+    return (*free, (outer, 1))
 
 
 def _spread(starts: Iterator[int], pairs: Iterable[tuple[int, int]]) -> Iterator[int]:

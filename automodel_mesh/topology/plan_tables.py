@@ -1,0 +1,98 @@
+"""The tables of a plan: its axes, the process groups that it needs, and those of one rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from automodel_mesh.checks import shown_ranks
+from automodel_mesh.tables import Table
+
+if TYPE_CHECKING:
+    from automodel_mesh.topology.plans import AxisPlan, MeshPlan, RankGroup
+
+_NUMBERS: Final = frozenset(
+    {"size", "stride", "groups", "nodes per group", "of each rank", "of the whole job", "nodes"}
+)
+
+
+def heading(plan: MeshPlan) -> str:
+    """Return one line on the strategy, the ranks and the nodes."""
+    used = plan.topologies.root.total
+    part = "" if used == plan.world_size else f"{used:,} of "
+    return (
+        f"{plan.strategy} on {part}{plan.world_size:,} ranks, {plan.ranks_per_node} per node "
+        f"({counted(plan.nodes, 'node')})"
+    )
+
+
+def axes_table(plan: MeshPlan) -> Table:
+    """Return the axes: size, stride, groups, the nodes that a group spans, and which process groups an axis uses."""
+    seen: list[str] = []
+    rows: list[tuple[str, ...]] = []
+    for axis in plan.axes:
+        rows.append(
+            (
+                axis.name,
+                "expert" if axis.in_expert_mesh else f"folds {', '.join(axis.folds)}" if axis.folds else "native",
+                f"{axis.size:,}",
+                ", ".join(f"{stride:,}" for _, stride in axis.layout) or "-",
+                f"{axis.groups:,}",
+                f"{axis.nodes_per_group:,}",
+                inside_a_node(axis),
+                _process_groups(axis, seen),
+            )
+        )
+        seen.append(axis.name)
+    columns = ("axis", "kind", "size", "stride", "groups", "nodes per group", "inside a node", "process groups")
+    return Table("axes", columns, tuple(rows), _NUMBERS)
+
+
+def counts_table(plan: MeshPlan) -> Table:
+    """Return the number of process groups, ours and plain torch's."""
+    made = (("automodel-mesh", plan.process_groups), ("plain torch", plan.plain_torch))
+    return Table(
+        "process groups, besides the default one",
+        ("made by", "of each rank", "of the whole job"),
+        tuple((who, f"{counts.per_rank:,}", f"{counts.in_job:,}") for who, counts in made),
+        _NUMBERS,
+    )
+
+
+def rank_table(plan: MeshPlan, rank: int) -> Table:
+    """Return the process groups of a rank.
+
+    Raises:
+        TypeError: `rank` is not an int.
+        ValueError: `rank` is not in the mesh.
+    """
+    place = ", ".join(f"{axis} {index}" for axis, index in plan.coordinate(rank).items())
+    rows = tuple(
+        (", ".join(group.axes), f"{len(group.ranks):,}", f"{group.nodes:,}", _ranks(group))
+        for group in plan.groups_of(rank)
+    )
+    title = f"groups of rank {rank}, on node {rank // plan.ranks_per_node}, at {place}"
+    return Table(title, ("axes", "size", "nodes", "ranks"), rows, _NUMBERS)
+
+
+def inside_a_node(axis: AxisPlan) -> str:
+    """Say whether the groups of an axis stay inside a node: `"yes"`, `"no"`, or how many do."""
+    inside = axis.groups - axis.groups_across_nodes
+    return "yes" if inside == axis.groups else f"{inside:,} of {axis.groups:,}" if inside else "no"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _process_groups(axis: AxisPlan, earlier: list[str]) -> str:
+    if axis.default_group:
+        return "the default one"
+    shared = next((other for other in axis.shares_with if other in earlier), None)
+    if shared is not None:
+        return f"those of {shared}"
+    return "own" if axis.size > 1 else "of one rank"
+
+
+def _ranks(group: RankGroup) -> str:
+    return f"{shown_ranks(group.ranks)}{' (the default group)' if group.default_group else ''}"
