@@ -1,10 +1,11 @@
 """The `automodel-mesh` command: parses the command line and runs the subcommand that it names.
 
     automodel-mesh doctor   checks the contract on the installed torch: `doctor/command.py`
+    automodel-mesh plan     says what a mesh needs before it runs: `planning/command.py`
     automodel-mesh track    says what a torch changes of the private names we use: `tracking/command.py`
 
-The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. Each of the two
-modules describes, or says where to find, the keys of its document and its exit statuses. Both share these: 0 if all is
+The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. Each of these
+modules describes, or says where to find, the keys of its document and its exit statuses. All share these: 0 if all is
 well, 1 if it is not, 2 if the arguments are wrong or there is nothing to report on (then stdout is empty, and stderr
 says why), 130 after Ctrl-C, 141 if the reader of stdout has gone, as `head` does.
 
@@ -20,10 +21,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.doctor import command as doctor_command
+from automodel_mesh.planning import command as plan_command
 from automodel_mesh.tracking import command as track_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from automodel_mesh.doctor.checks import Check
 
@@ -48,9 +50,10 @@ def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = 
     try:
         try:
             options = _parser().parse_args(argv)
-            if options.command == "track":
-                return track_command.run(options)
-            return doctor_command.run(options, version=_version(), checks=checks)
+            if options.command == "doctor":
+                return doctor_command.run(options, version=_version(), checks=checks)
+            run: Callable[[argparse.Namespace], int] = options.run
+            return run(options)
         finally:
             sys.stdout.flush()  # here, not when the interpreter exits and could only print a failure
     except KeyboardInterrupt:
@@ -68,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"automodel-mesh {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    doctor_command.add_parser(commands)
-    track_command.add_parser(commands)
+    for command in (doctor_command, plan_command, track_command):
+        command.add_parser(commands)
     return parser
 
 

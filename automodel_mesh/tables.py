@@ -85,16 +85,17 @@ def _show_with_rich(console: Console, parts: Sequence[str | Table]) -> None:
     from rich.table import Table as RichTable  # noqa: PLC0415 - an extra, and used on terminals only
     from rich.text import Text  # noqa: PLC0415
 
-    for index, part in enumerate(parts):
-        if index:
+    for number, part in enumerate(parts):
+        if number:
             console.print()
         if isinstance(part, str):
             console.print(part, markup=False, soft_wrap=True)
             continue
         table = RichTable(title=Text(part.title, style="bold"), title_justify="left")
-        for name in part.columns:
-            right = name in part.numbers
-            table.add_column(name, justify="right" if right else "left", no_wrap=right)
+        for index, name in enumerate(part.columns):
+            table.add_column(
+                name, justify="right" if name in part.numbers else "left", no_wrap=not index, overflow="fold"
+            )
         for row in part.rows:
             table.add_row(*map(Text, row))
         console.print(table)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -36,3 +38,9 @@ def rich_module(name: str) -> ModuleType | None:
 def visible(text: str) -> str:
     """Escape the control characters of a text, which a terminal or a browser would act on."""
     return text.translate(_VISIBLE)
+
+
+def write_json(document: dict[str, Any]) -> None:
+    """Write a JSON document to stdout."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    sys.stdout.flush()

@@ -207,7 +207,15 @@ def test_an_unsupported_torch_exits_with_2_and_a_message() -> None:
 
 @pytest.mark.release_independent
 @pytest.mark.parametrize(
-    "line", ["doctor --ranks 2", "doctor --ranks 2 --json", "doctor --list", "track installed", "--help"]
+    "line",
+    [
+        "doctor --ranks 2",
+        "doctor --ranks 2 --json",
+        "doctor --list",
+        "plan --world-size 8",
+        "track installed",
+        "--help",
+    ],
 )
 def test_a_reader_that_leaves_gets_no_traceback(line: str) -> None:
     """If the reader of stdout leaves, the command ends with 141, without a traceback."""
@@ -236,6 +244,7 @@ def test_help_names_each_command_and_needs_no_torch() -> None:
     done = command("--help", program=WITHOUT_EXTRAS.replace('["rich"', '["torch", "requests", "pypi_simple", "rich"'))
     assert done.returncode == 0, done.stderr
     assert re.search(r"^    doctor +check the contract", done.stdout, re.MULTILINE)
+    assert re.search(r"^    plan +say what a mesh needs", done.stdout, re.MULTILINE)
     assert re.search(r"^    track +say what a torch", done.stdout, re.MULTILINE)
 
 

@@ -153,7 +153,7 @@ def test_the_groups_of_a_rank_are_those_of_the_topologies(ranks: Sequence[int] |
         assert Counter(axis for group in groups for axis in group.axes) == Counter(axis.name for axis in planned.axes)
         for group in groups:
             for axis in group.axes:
-                topology = moe if planned.axis(axis).in_expert_mesh else root
+                topology = moe if planned.axis(axis).kind == "expert" else root
                 assert tuple(group.ranks) == topology.group_of(rank, axis)
             assert group.nodes == len({member // 6 for member in group.ranks})
 
@@ -223,8 +223,8 @@ def test_a_plan_prints_on_one_line_and_shows_as_tables() -> None:
     """A plan prints as one line with sizes and process groups; in a notebook it is two tables."""
     planned = plan("fsdp2", ParallelismSizes(tp_size=2, ep_size=4), 8, ranks_per_node=4)
     assert str(planned) == (
-        "fsdp2 on 8 ranks, 4 per node (2 nodes): pp=1, dp_replicate=1, dp_shard=4, cp=1, tp=2, dp=4, dp_shard_cp=4, "
-        "dp_cp=4; experts: ep_shard=2, ep=4; 5 process groups of each rank (plain torch: 11)"
+        "fsdp2 on 8 ranks, 4 per node (2 nodes): pp=1, dp_replicate=1, dp_shard=4, cp=1, tp=2; derived dp=4, "
+        "dp_shard_cp=4, dp_cp=4; expert ep_shard=2, ep=4; 5 process groups of each rank (plain torch: 11)"
     )
     assert repr(planned) == f"<MeshPlan {planned}>"
     shown = planned._repr_html_()

@@ -17,6 +17,9 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Final
 
+from automodel_mesh.arguments import whole_number
+from automodel_mesh.terminal import write_json
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     doctor.add_argument(
         "--ranks",
-        type=_rank_count,
+        type=whole_number(1),
         default=8,  # the fewest that give three axes more than one rank, which the hardest cases need
         metavar="N",
         help="how many ranks to start, at least 1 (default: %(default)s)",
@@ -55,16 +58,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON document, and the progress to stderr")
     doctor.add_argument("--list", action="store_true", help="list the checks and run none")
-
-
-def _rank_count(text: str) -> int:
-    try:
-        count = int(text)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return count
 
 
 def _seconds(text: str) -> float:
@@ -98,7 +91,6 @@ def run(options: argparse.Namespace, *, version: str, checks: Sequence[Check] | 
             describe_environment,
             document,
             heading_lines,
-            write_json,
             write_list,
         )
         from automodel_mesh.doctor.run import run_checks  # noqa: PLC0415

@@ -27,7 +27,6 @@ The keys of the document:
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import sys
@@ -38,6 +37,7 @@ import torch
 
 from automodel_mesh import compat
 from automodel_mesh.doctor.world import World, mesh_shape
+from automodel_mesh.terminal import write_json
 from automodel_mesh.testing.report import RankFailure, group_identical, is_consequence, name_ranks, without_numbers
 
 if TYPE_CHECKING:
@@ -177,7 +177,9 @@ def total_line(report: Report) -> str:
 def write_list(checks: Sequence[Check], *, as_json: bool) -> None:
     """Write the name and the promise of each check to stdout."""
     if as_json:
-        write_json({"checks": [{"name": check.name, "promise": check.promise} for check in checks]})
+        write_json(
+            {"schema": JSON_SCHEMA, "checks": [{"name": check.name, "promise": check.promise} for check in checks]}
+        )
         return
     width = max((len(check.name) for check in checks), default=0)
     for check in checks:
@@ -185,8 +187,9 @@ def write_list(checks: Sequence[Check], *, as_json: bool) -> None:
 
 
 def document(report: Report, environment: dict[str, str]) -> dict[str, Any]:
-    """Return the JSON document of a run, without its `schema`."""
+    """Return the JSON document of a run."""
     return {
+        "schema": JSON_SCHEMA,
         "passed": report.passed,
         "environment": environment,
         "ranks": report.ranks,
@@ -214,9 +217,3 @@ def _failure_object(failure: RankFailure) -> dict[str, Any]:
         "output": failure.output,
         "seconds": round(failure.seconds, 3) if math.isfinite(failure.seconds) else None,  # JSON has no infinity
     }
-
-
-def write_json(content: dict[str, Any]) -> None:
-    """Write a JSON document to stdout, with its `schema` first."""
-    sys.stdout.write(json.dumps({"schema": JSON_SCHEMA, **content}, indent=2) + "\n")
-    sys.stdout.flush()

@@ -10,9 +10,7 @@ from automodel_mesh.tables import Table
 if TYPE_CHECKING:
     from automodel_mesh.topology.plans import AxisPlan, MeshPlan, RankGroup
 
-_NUMBERS: Final = frozenset(
-    {"size", "stride", "groups", "nodes per group", "of each rank", "of the whole job", "nodes"}
-)
+_NUMBERS: Final = frozenset({"size", "stride", "groups", "of each rank", "of the whole job", "nodes"})
 
 
 def heading(plan: MeshPlan) -> str:
@@ -33,7 +31,7 @@ def axes_table(plan: MeshPlan) -> Table:
         rows.append(
             (
                 axis.name,
-                "expert" if axis.in_expert_mesh else f"folds {', '.join(axis.folds)}" if axis.folds else "native",
+                ", ".join(axis.folds) or ("(expert mesh)" if axis.kind == "expert" else "-"),
                 f"{axis.size:,}",
                 ", ".join(f"{stride:,}" for _, stride in axis.layout) or "-",
                 f"{axis.groups:,}",
@@ -43,7 +41,7 @@ def axes_table(plan: MeshPlan) -> Table:
             )
         )
         seen.append(axis.name)
-    columns = ("axis", "kind", "size", "stride", "groups", "nodes per group", "inside a node", "process groups")
+    columns = ("axis", "folds", "size", "stride", "groups", "nodes", "in a node", "process groups")
     return Table("axes", columns, tuple(rows), _NUMBERS)
 
 

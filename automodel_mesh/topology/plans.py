@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from automodel_mesh.checks import check_size, nearest
 from automodel_mesh.errors import UnknownAxisError
@@ -18,6 +18,8 @@ from automodel_mesh.topology.records import EXPERT_MESH_AXES, Strategy
 from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import Topologies, plan_topologies, strategy_named
 
+AxisKind: TypeAlias = Literal["native", "derived", "expert"]
+
 __all__ = ["AxisPlan", "GroupCounts", "MeshPlan", "RankGroup", "plan"]
 
 
@@ -28,8 +30,8 @@ class AxisPlan(NamedTuple):
     """The axis."""
     folds: tuple[str, ...]
     """The native axes that a derived axis folds; empty for the others."""
-    in_expert_mesh: bool
-    """Whether it is an axis of the expert mesh, and not of the root mesh."""
+    kind: AxisKind
+    """`"native"` or `"derived"` for those of the root mesh, `"expert"` for those of the expert mesh."""
     size: int
     """Number of ranks in each group."""
     layout: Layout
@@ -146,15 +148,12 @@ class MeshPlan:
         return dict(chain.from_iterable(places))
 
     def __str__(self) -> str:
-        sizes = {False: list[str](), True: list[str]()}
+        sizes = {"native": list[str](), "derived": list[str](), "expert": list[str]()}
         for axis in self.axes:
-            sizes[axis.in_expert_mesh].append(f"{axis.name}={axis.size}")
-        experts = f"; experts: {', '.join(sizes[True])}" if sizes[True] else ""
+            sizes[axis.kind].append(f"{axis.name}={axis.size}")
+        told = "; ".join(f"{kind} {', '.join(axes)}" for kind, axes in sizes.items() if axes).removeprefix("native ")
         made = plan_tables.counted(self.process_groups.per_rank, "process group")
-        return (
-            f"{plan_tables.heading(self)}: {', '.join(sizes[False])}{experts}; {made} of each rank "
-            f"(plain torch: {self.plain_torch.per_rank})"
-        )
+        return f"{plan_tables.heading(self)}: {told}; {made} of each rank (plain torch: {self.plain_torch.per_rank})"
 
     def __repr__(self) -> str:
         return f"<MeshPlan {self}>"
@@ -202,7 +201,7 @@ def plan(
         return AxisPlan(
             name=name,
             folds=topology.derived.get(name, ()),
-            in_expert_mesh=topology is not root,
+            kind="expert" if topology is not root else "derived" if name in root.derived else "native",
             size=topology.size(name),
             layout=layout,
             groups=topology.number_of_groups(name),

@@ -119,6 +119,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    track.set_defaults(run=run)
     track.add_argument("what", metavar="WHAT", help="a release, newest, nightly, a wheel file, a folder, or installed")
     track.add_argument(
         "--index-url",

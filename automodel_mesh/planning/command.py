@@ -1,0 +1,138 @@
+"""`automodel-mesh plan`: its arguments and exit status.
+
+Exit status: 0 if the mesh is possible, 2 if it is not or the arguments are wrong (then stdout is empty, and stderr says
+why and which sizes near these are possible), 130 after Ctrl-C.
+
+The report goes to stdout: tables, with `--markdown` in Markdown, with `--json` one JSON document, whose keys
+docs/how-to/plan.md describes. torch is not imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Final
+
+from automodel_mesh.arguments import whole_number
+from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.planning.document import plan_document
+from automodel_mesh.planning.nearby import nearest_possible
+from automodel_mesh.tables import show
+from automodel_mesh.terminal import write_json
+from automodel_mesh.topology.plan_tables import axes_table, counts_table, heading, rank_table
+from automodel_mesh.topology.plans import MeshPlan, plan
+from automodel_mesh.topology.sizes import ParallelismSizes
+from automodel_mesh.topology.strategies import strategy_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from automodel_mesh.tables import Table
+    from automodel_mesh.topology.records import Strategy
+
+PLANNED: Final = 0
+IMPOSSIBLE: Final = 2
+
+_SIZES: Final = {
+    "tp_size": "tensor parallel size",
+    "pp_size": "pipeline parallel size",
+    "cp_size": "context parallel size",
+    "ep_size": "expert parallel size; it uses the ranks of the other sizes",
+    "dp_size": "data parallel size, replicas included (default: what fills the ranks)",
+    "dp_replicate_size": "number of replicas inside the data parallel size",
+}
+
+_EPILOG: Final = """\
+examples:
+  automodel-mesh plan --world-size 64 --tp 8
+  automodel-mesh plan --world-size 1024 --tp 8 --pp 4 --cp 2 --ep 16 --dp-replicate 2 --rank 37
+  automodel-mesh plan --world-size 64 --tp 8 --json | jq .process_groups
+
+Exit status: 0 the mesh is possible, 2 it is not or the arguments are wrong (stderr says why, and which sizes are
+possible if one of them is changed)."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command and its arguments.
+
+    Args:
+        commands: the return value of `ArgumentParser.add_subparsers`.
+    """
+    parser = commands.add_parser(
+        "plan",
+        help="say what a mesh needs before it runs: axes, nodes, process groups",
+        description="Show the axes, the nodes that groups span and the process groups of a mesh. Needs no torch.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--world-size", type=whole_number(1), required=True, metavar="N", help="number of ranks")
+    parser.add_argument("--strategy", default="fsdp2", metavar="NAME", help="its strategy (default: %(default)s)")
+    for name, meaning in _SIZES.items():
+        parser.add_argument(_option(name), type=whole_number(1), dest=name, metavar="N", help=meaning)
+    parser.add_argument(
+        "--gpus-per-node",
+        type=whole_number(1),
+        default=8,
+        metavar="N",
+        help="ranks on each node; consecutive ranks are on the same one (default: %(default)s)",
+    )
+    parser.add_argument("--rank", type=whole_number(0), metavar="RANK", help="also list the groups of this rank")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON document")
+    output.add_argument("--markdown", action="store_true", help="print Markdown")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command.
+
+    Args:
+        options: the arguments that `add_parser` has added, parsed.
+
+    Returns:
+        The exit status; see the description of this module.
+    """
+    try:
+        strategy = strategy_named(options.strategy)
+    except MeshArgumentError as error:
+        sys.stderr.write(f"automodel-mesh: {error}\n")
+        return IMPOSSIBLE
+    sizes = _sizes(options)
+    try:
+        planned = plan(strategy, sizes, options.world_size, ranks_per_node=options.gpus_per_node)
+    except MeshArgumentError as error:
+        sys.stderr.write(f"automodel-mesh: {error}\n{_possible(strategy, sizes, options.world_size)}")
+        return IMPOSSIBLE
+    if options.rank is not None and options.rank >= options.world_size:
+        sys.stderr.write(f"automodel-mesh: --rank {options.rank}: give a rank from 0 to {options.world_size - 1}\n")
+        return IMPOSSIBLE
+    if options.json:
+        write_json(plan_document(planned, options.rank))
+    else:
+        show(_parts(planned, options.rank), markdown=options.markdown)
+    return PLANNED
+
+
+def _sizes(options: argparse.Namespace) -> ParallelismSizes:
+    given = {name: getattr(options, name) for name in _SIZES}
+    return ParallelismSizes(**{name: value for name, value in given.items() if value is not None})
+
+
+def _option(name: str) -> str:
+    """Return the option for a size, or for the number of ranks."""
+    return f"--{name if name == 'world_size' else name.removesuffix('_size')}".replace("_", "-")
+
+
+def _possible(strategy: Strategy, sizes: ParallelismSizes, world_size: int) -> str:
+    """Return lines with the sizes that are possible if one number is changed."""
+    found = nearest_possible(strategy, sizes, world_size)
+    lines = [f"  {_option(name)} {' or '.join(map(str, values))}\n" for name, values in found.items()]
+    return "".join(["possible, with one change:\n", *lines]) if lines else ""
+
+
+def _parts(planned: MeshPlan, rank: int | None) -> Iterator[str | Table]:
+    yield heading(planned)
+    yield axes_table(planned)
+    yield counts_table(planned)
+    if rank is not None:
+        yield rank_table(planned, rank)
