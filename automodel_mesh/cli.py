@@ -2,6 +2,7 @@
 
     automodel-mesh doctor   checks the contract on the installed torch: `doctor/command.py`
     automodel-mesh plan     says what a mesh needs before it runs: `planning/command.py`
+    automodel-mesh releases lists the supported releases of torch: `tracking/releases.py`
     automodel-mesh track    says what a torch changes of the private names we use: `tracking/command.py`
 
 The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. Each of these
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 from automodel_mesh.doctor import command as doctor_command
 from automodel_mesh.planning import command as plan_command
 from automodel_mesh.tracking import command as track_command
+from automodel_mesh.tracking import releases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"automodel-mesh {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in (doctor_command, plan_command, track_command):
+    for command in (doctor_command, plan_command, releases, track_command):
         command.add_parser(commands)
     return parser
 

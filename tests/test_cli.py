@@ -213,6 +213,7 @@ def test_an_unsupported_torch_exits_with_2_and_a_message() -> None:
         "doctor --ranks 2 --json",
         "doctor --list",
         "plan --world-size 8",
+        "releases",
         "track installed",
         "--help",
     ],
@@ -245,6 +246,7 @@ def test_help_names_each_command_and_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^    doctor +check the contract", done.stdout, re.MULTILINE)
     assert re.search(r"^    plan +say what a mesh needs", done.stdout, re.MULTILINE)
+    assert re.search(r"^    releases +list the supported", done.stdout, re.MULTILINE)
     assert re.search(r"^    track +say what a torch", done.stdout, re.MULTILINE)
 
 

@@ -94,8 +94,8 @@ class MeshPlan:
     single rank.
     """
     plain_torch: GroupCounts
-    """What plain torch makes from 2.10 on: `init_device_mesh`, `_flatten` for each derived axis, and `init_device_mesh`
-    for the expert mesh, the axes beside it included. Older releases make more where an axis spans the world.
+    """What plain torch makes: `init_device_mesh`, `_flatten` for each derived axis, and `init_device_mesh` for the
+    expert mesh, the axes beside it included. Up to torch 2.9 it makes one more for each native axis over the world.
     """
 
     @property

@@ -203,12 +203,22 @@ def load_ledger() -> Ledger:
         LedgerError: its entries are not valid.
         ImportError: Python 3.10 without tomli.
     """
-    texts = [(folder() / name).read_text(encoding="utf-8") for name in (ENTRIES_FILE, FORMS_FILE)]
     try:
-        table = read_toml(texts[0])
+        table = read_toml((folder() / ENTRIES_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
         raise LedgerError(f"{ENTRIES_FILE} is not TOML: {error}") from error
-    return Ledger(tuple(_entry(row) for row in table["names"]), _forms(json.loads(texts[1])))
+    return Ledger(tuple(_entry(row) for row in table["names"]), recorded_forms())
+
+
+def recorded_forms() -> dict[str, dict[str, Form]]:
+    """Read what each release has under the names of the ledger: release, oldest first, to name to form."""
+    document = json.loads((folder() / FORMS_FILE).read_text(encoding="utf-8"))
+    forms: dict[str, dict[str, Form]] = {release: {} for release in document["releases"]}
+    for name, rows in document["names"].items():
+        for row in rows:
+            for release in row["releases"]:
+                forms[release][name] = Form(row["signature"], row["fingerprint"])
+    return forms
 
 
 def read_toml(text: str) -> dict[str, Any]:
@@ -246,15 +256,6 @@ def as_version(text: str) -> Version:
         return Version(text)
     except ValueError as error:  # also raised for numbers of thousands of digits
         raise LedgerError(f"{text[:80]!r} is not a version number such as 2.15.0") from error
-
-
-def _forms(document: dict[str, Any]) -> dict[str, dict[str, Form]]:
-    forms: dict[str, dict[str, Form]] = {release: {} for release in document["releases"]}
-    for name, rows in document["names"].items():
-        for row in rows:
-            for release in row["releases"]:
-                forms[release][name] = Form(row["signature"], row["fingerprint"])
-    return forms
 
 
 def _entry(row: dict[str, Any]) -> Entry:
