@@ -198,6 +198,15 @@ def test_nodes_that_do_not_divide_the_groups_are_counted() -> None:
 
 
 @pytest.mark.release_independent
+def test_groups_across_nodes_are_counted_once() -> None:
+    """Axes that share their groups count once, and the default group does not count."""
+    planned = plan("fsdp2", ParallelismSizes(tp_size=2), 8, ranks_per_node=4)
+    assert planned.axis("dp_cp").groups_across_nodes == planned.axis("dp").groups_across_nodes == 2
+    assert planned.groups_across_nodes == 2
+    assert plan("fsdp2", ParallelismSizes(), 8, ranks_per_node=4).groups_across_nodes == 0
+
+
+@pytest.mark.release_independent
 def test_a_plan_of_a_million_ranks_lists_none_of_them() -> None:
     """A plan of 1,048,576 ranks, its text and its HTML take little memory, and so do the groups of a rank."""
     sizes = ParallelismSizes(tp_size=8, pp_size=4, cp_size=2, ep_size=16, dp_replicate_size=2)

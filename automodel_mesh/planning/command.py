@@ -17,6 +17,13 @@ from automodel_mesh.arguments import whole_number
 from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.planning.document import plan_document
 from automodel_mesh.planning.nearby import nearest_possible
+from automodel_mesh.planning.suggest import (
+    CHOSEN_BY_DEFAULT,
+    Request,
+    suggest,
+    suggestions_document,
+    suggestions_table,
+)
 from automodel_mesh.tables import show
 from automodel_mesh.terminal import write_json
 from automodel_mesh.topology.plan_tables import axes_table, counts_table, heading, rank_table
@@ -42,10 +49,13 @@ _SIZES: Final = {
     "dp_replicate_size": "number of replicas inside the data parallel size",
 }
 
+_SUGGESTIONS: Final = 10
+
 _EPILOG: Final = """\
 examples:
   automodel-mesh plan --world-size 64 --tp 8
   automodel-mesh plan --world-size 1024 --tp 8 --pp 4 --cp 2 --ep 16 --dp-replicate 2 --rank 37
+  automodel-mesh plan --world-size 64 --tp 8 --suggest pp,cp
   automodel-mesh plan --world-size 64 --tp 8 --json | jq .process_groups
 
 Exit status: 0 the mesh is possible, 2 it is not or the arguments are wrong (stderr says why, and which sizes are
@@ -78,6 +88,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="ranks on each node; consecutive ranks are on the same one (default: %(default)s)",
     )
     parser.add_argument("--rank", type=whole_number(0), metavar="RANK", help="also list the groups of this rank")
+    parser.add_argument(
+        "--suggest",
+        nargs="?",
+        const=(),
+        type=_names_to_choose,
+        metavar="SIZES",
+        help="list sizes that fit, the best first: those named, such as tp,pp, from 2 up, or by default all of tp, pp "
+        "and cp that are not given; the others are kept",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON document")
     output.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -98,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"automodel-mesh: {error}\n")
         return IMPOSSIBLE
     sizes = _sizes(options)
+    if options.suggest is not None:
+        return _suggest(options, strategy, sizes)
     try:
         planned = plan(strategy, sizes, options.world_size, ranks_per_node=options.gpus_per_node)
     except MeshArgumentError as error:
@@ -111,6 +132,46 @@ def run(options: argparse.Namespace) -> int:
     else:
         show(_parts(planned, options.rank), markdown=options.markdown)
     return PLANNED
+
+
+def _suggest(options: argparse.Namespace, strategy: Strategy, sizes: ParallelismSizes) -> int:
+    """Print the best sizes that fit."""
+    chosen = options.suggest or [
+        name for name in CHOSEN_BY_DEFAULT if getattr(options, name) is None and strategy.supports(name)
+    ]
+    least = 2 if options.suggest else 1
+    given = [_option(name) for name in chosen if getattr(options, name) is not None]
+    if given:
+        sys.stderr.write(f"automodel-mesh: {', '.join(given)} is given: leave it out, or name other sizes to suggest\n")
+        return IMPOSSIBLE
+    request = Request(strategy, options.world_size, options.gpus_per_node, sizes, chosen, least)
+    try:
+        found = suggest(request)[:_SUGGESTIONS]
+    except MeshArgumentError as error:
+        sys.stderr.write(f"automodel-mesh: {error}\n")
+        return IMPOSSIBLE
+    if not found:
+        sys.stderr.write(
+            f"automodel-mesh: no sizes fit {options.world_size} ranks with the sizes that are given: give fewer, or "
+            "suggest others\n"
+        )
+        return IMPOSSIBLE
+    if options.json:
+        write_json(suggestions_document(found))
+    else:
+        show([suggestions_table(found)], markdown=options.markdown)
+    return PLANNED
+
+
+def _names_to_choose(text: str) -> tuple[str, ...]:
+    """Read the argument of `--suggest`: names of sizes, with commas between."""
+    names = tuple(f"{name.strip().replace('-', '_')}_size" for name in text.split(","))
+    known = [name for name in _SIZES if name != "dp_size"]
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            choices = ", ".join(_option(name).removeprefix("--") for name in known)
+            raise argparse.ArgumentTypeError(f"{text!r}: give names from {choices}, each once, with commas between")
+    return names
 
 
 def _sizes(options: argparse.Namespace) -> ParallelismSizes:

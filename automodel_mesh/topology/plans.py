@@ -103,6 +103,12 @@ class MeshPlan:
         """Number of nodes, the last of which may have fewer ranks."""
         return -(-self.world_size // self.ranks_per_node)
 
+    @property
+    def groups_across_nodes(self) -> int:
+        """Number of process groups of the job with ranks of more than one node, besides the default one."""
+        across = {axis.layout: axis.groups_across_nodes for axis in self.axes if not axis.default_group}
+        return sum(across.values())
+
     def axis(self, name: str) -> AxisPlan:
         """Return an axis by its name.
 
