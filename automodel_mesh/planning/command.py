@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh.arguments import whole_number
 from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.planning.document import plan_document
 from automodel_mesh.planning.nearby import nearest_possible
+from automodel_mesh.planning.picture import draw
 from automodel_mesh.planning.suggest import (
     CHOSEN_BY_DEFAULT,
     Request,
@@ -27,13 +29,11 @@ from automodel_mesh.planning.suggest import (
 from automodel_mesh.tables import show
 from automodel_mesh.terminal import write_json
 from automodel_mesh.topology.plan_tables import axes_table, counts_table, heading, rank_table
-from automodel_mesh.topology.plans import MeshPlan, plan
+from automodel_mesh.topology.plans import plan
 from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import strategy_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from automodel_mesh.tables import Table
     from automodel_mesh.topology.records import Strategy
 
@@ -55,6 +55,7 @@ _EPILOG: Final = """\
 examples:
   automodel-mesh plan --world-size 64 --tp 8
   automodel-mesh plan --world-size 1024 --tp 8 --pp 4 --cp 2 --ep 16 --dp-replicate 2 --rank 37
+  automodel-mesh plan --world-size 64 --tp 8 --picture mesh.svg --axes tp,dp_shard
   automodel-mesh plan --world-size 64 --tp 8 --suggest pp,cp
   automodel-mesh plan --world-size 64 --tp 8 --json | jq .process_groups
 
@@ -97,6 +98,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="list sizes that fit, the best first: those named, such as tp,pp, from 2 up, or by default all of tp, pp "
         "and cp that are not given; the others are kept",
     )
+    parser.add_argument(
+        "--picture",
+        type=_picture_file,
+        metavar="FILE",
+        help="also draw the mesh into this file, .svg or .png; needs automodel-mesh[plots]",
+    )
+    parser.add_argument(
+        "--axes",
+        default="",
+        metavar="NAMES",
+        help="the axes in the picture, with commas between (default: the native ones of more than one rank); those of "
+        "the expert mesh are beside them",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON document")
     output.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -112,55 +126,62 @@ def run(options: argparse.Namespace) -> int:
         The exit status; see the description of this module.
     """
     try:
-        strategy = strategy_named(options.strategy)
-    except MeshArgumentError as error:
+        document, parts = _planned(options) if options.suggest is None else _suggested(options)
+    except (MeshArgumentError, OSError, ImportError) as error:
         sys.stderr.write(f"automodel-mesh: {error}\n")
         return IMPOSSIBLE
-    sizes = _sizes(options)
-    if options.suggest is not None:
-        return _suggest(options, strategy, sizes)
+    if options.json:
+        write_json(document)
+    else:
+        show(parts, markdown=options.markdown)
+    return PLANNED
+
+
+def _planned(options: argparse.Namespace) -> tuple[dict[str, Any], list[str | Table]]:
+    """Plan the mesh and draw it; return its JSON document, and its lines and tables."""
+    strategy, sizes = strategy_named(options.strategy), _sizes(options)
     try:
         planned = plan(strategy, sizes, options.world_size, ranks_per_node=options.gpus_per_node)
     except MeshArgumentError as error:
-        sys.stderr.write(f"automodel-mesh: {error}\n{_possible(strategy, sizes, options.world_size)}")
-        return IMPOSSIBLE
-    if options.rank is not None and options.rank >= options.world_size:
-        sys.stderr.write(f"automodel-mesh: --rank {options.rank}: give a rank from 0 to {options.world_size - 1}\n")
-        return IMPOSSIBLE
-    if options.json:
-        write_json(plan_document(planned, options.rank))
-    else:
-        show(_parts(planned, options.rank), markdown=options.markdown)
-    return PLANNED
+        raise MeshArgumentError(f"{error}{_possible(strategy, sizes, options.world_size)}") from error
+    parts: list[str | Table] = [heading(planned), axes_table(planned), counts_table(planned)]
+    if options.rank is not None:
+        if options.rank >= options.world_size:
+            raise MeshArgumentError(f"--rank {options.rank}: give a rank from 0 to {options.world_size - 1}")
+        parts.append(rank_table(planned, options.rank))
+    if options.picture is not None:
+        axes = [name.strip() for name in options.axes.split(",") if name.strip()]
+        try:
+            draw(planned, options.picture, axes)
+        except ImportError as error:
+            raise ImportError(f"--picture needs matplotlib: pip install 'automodel-mesh[plots]' ({error})") from error
+    return plan_document(planned, options.rank), parts
 
 
-def _suggest(options: argparse.Namespace, strategy: Strategy, sizes: ParallelismSizes) -> int:
-    """Print the best sizes that fit."""
+def _suggested(options: argparse.Namespace) -> tuple[dict[str, Any], list[str | Table]]:
+    """Find the best sizes that fit; return their JSON document and their table."""
+    strategy = strategy_named(options.strategy)
     chosen = options.suggest or [
         name for name in CHOSEN_BY_DEFAULT if getattr(options, name) is None and strategy.supports(name)
     ]
-    least = 2 if options.suggest else 1
     given = [_option(name) for name in chosen if getattr(options, name) is not None]
     if given:
-        sys.stderr.write(f"automodel-mesh: {', '.join(given)} is given: leave it out, or name other sizes to suggest\n")
-        return IMPOSSIBLE
-    request = Request(strategy, options.world_size, options.gpus_per_node, sizes, chosen, least)
-    try:
-        found = suggest(request)[:_SUGGESTIONS]
-    except MeshArgumentError as error:
-        sys.stderr.write(f"automodel-mesh: {error}\n")
-        return IMPOSSIBLE
+        raise MeshArgumentError(f"{', '.join(given)} is given: leave it out, or name other sizes to suggest")
+    least = 2 if options.suggest else 1
+    request = Request(strategy, options.world_size, options.gpus_per_node, _sizes(options), chosen, least)
+    found = suggest(request)[:_SUGGESTIONS]
     if not found:
-        sys.stderr.write(
-            f"automodel-mesh: no sizes fit {options.world_size} ranks with the sizes that are given: give fewer, or "
-            "suggest others\n"
+        raise MeshArgumentError(
+            f"no sizes fit {options.world_size} ranks with the sizes that are given: give fewer, or suggest others"
         )
-        return IMPOSSIBLE
-    if options.json:
-        write_json(suggestions_document(found))
-    else:
-        show([suggestions_table(found)], markdown=options.markdown)
-    return PLANNED
+    return suggestions_document(found), [suggestions_table(found)]
+
+
+def _picture_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in {".svg", ".png"}:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a file whose name ends in .svg or .png")
+    return path
 
 
 def _names_to_choose(text: str) -> tuple[str, ...]:
@@ -187,13 +208,5 @@ def _option(name: str) -> str:
 def _possible(strategy: Strategy, sizes: ParallelismSizes, world_size: int) -> str:
     """Return lines with the sizes that are possible if one number is changed."""
     found = nearest_possible(strategy, sizes, world_size)
-    lines = [f"  {_option(name)} {' or '.join(map(str, values))}\n" for name, values in found.items()]
-    return "".join(["possible, with one change:\n", *lines]) if lines else ""
-
-
-def _parts(planned: MeshPlan, rank: int | None) -> Iterator[str | Table]:
-    yield heading(planned)
-    yield axes_table(planned)
-    yield counts_table(planned)
-    if rank is not None:
-        yield rank_table(planned, rank)
+    lines = [f"\n  {_option(name)} {' or '.join(map(str, values))}" for name, values in found.items()]
+    return "".join(["\npossible, with one change:", *lines]) if lines else ""
