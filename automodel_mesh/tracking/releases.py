@@ -126,6 +126,8 @@ def _facts() -> Iterator[tuple[str, str]]:
             case ast.AnnAssign(value=ast.expr() as value), ast.Expr(value=ast.Constant(value=str(docstring))):
                 for release in _compared(value):
                     yield release, _first_sentence(docstring)
+            case _:
+                pass
 
 
 def _compared(expression: ast.expr) -> Iterator[str]:
@@ -134,6 +136,8 @@ def _compared(expression: ast.expr) -> Iterator[str]:
         match node:
             case ast.Call(func=ast.Name(id="torch_at_least"), args=[ast.Constant(value=str(release))]):
                 yield release
+            case _:
+                pass
 
 
 def _first_sentence(text: str) -> str:
