@@ -76,6 +76,13 @@ for path, wanted in {"automodel_mesh/py.typed": True, "compat": False, "tests": 
 print(f"imported {len(found)} modules from the installed wheel")
 """
 
+# The schemas that check-jsonschema brings for the files in .github.
+SCHEMAS: Final = {
+    "dependabot": "dependabot.yml",
+    "github-issue-forms": "ISSUE_TEMPLATE/*.yml",
+    "github-workflows": "workflows/*.yml",
+}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -203,10 +210,14 @@ def add_sessions(
 # The cheapest checks first: nox runs sessions in the order of this file.
 @nox.session(python=TOOLS_PYTHON)
 def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff."""
-    session.install(*tools("ruff"))
+    """Check style and formatting with ruff, and .github with zizmor and the schemas of its files."""
+    session.install(*tools("check-jsonschema", "ruff", "zizmor"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("zizmor", "--offline", "--quiet", ".github")
+    for schema, files in SCHEMAS.items():
+        found = sorted(map(str, Path(".github").glob(files)))
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *found)
 
 
 @nox.session(python=TOOLS_PYTHON)
@@ -223,7 +234,7 @@ def typing(session: nox.Session) -> None:
 def releases(session: nox.Session) -> None:
     """Follow CONTRIBUTING.md in copies of the checkout: drop torch releases, and add one."""
     with environment(session):
-        used = tools("mypy", "pyright", "ruff", "types-psutil")
+        used = tools("check-jsonschema", "mypy", "pyright", "ruff", "types-psutil", "zizmor")
         install(session, "bench,docs,tests", ROWS[NEWEST].torch, *used)
         session.run("pytest", "--numprocesses=2", "tests/contributing.py", *session.posargs)
 
