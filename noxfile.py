@@ -76,6 +76,9 @@ for path, wanted in {"automodel_mesh/py.typed": True, "compat": False, "tests": 
 print(f"imported {len(found)} modules from the installed wheel")
 """
 
+# What the tests of the wheel are run with: neither automodel_mesh/ nor compat/.
+WHEEL_TESTS_NEED: Final = ("README.md", "ci_matrix", "docs", "pyproject.toml", "tests")
+
 # The schemas that check-jsonschema brings for the files in .github.
 SCHEMAS: Final = {
     "dependabot": "dependabot.yml",
@@ -438,14 +441,55 @@ def module_names() -> set[str]:
     return {name.removesuffix(".__init__") for name in package | compat} - {"automodel_mesh"}
 
 
+def build_dist(session: nox.Session, folder: Path) -> Path:
+    """Build sdist and wheel into a folder that is emptied, check what an index shows of them, and return the wheel."""
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("uv", "build", "--quiet", "--out-dir", str(folder))
+    session.install(*tools("twine"))
+    session.run("twine", "check", "--strict", *map(str, sorted(folder.glob("automodel_mesh-*"))))
+    (wheel_file,) = folder.glob("*.whl")
+    return wheel_file
+
+
+@nox.session(python=TOOLS_PYTHON)
+def dist(session: nox.Session) -> None:
+    """Build what is published into dist/; `-- v0.1.0` also compares that tag with the version and the changelog."""
+    version = nox.project.load_toml("pyproject.toml")["project"]["version"]
+    for tag in session.posargs:
+        if tag != f"v{version}":
+            session.error(
+                f"the tag is {tag}, and the version in pyproject.toml is {version}: the tag must be v{version}"
+            )
+        if f"\n## {version} " not in Path("CHANGELOG.md").read_text():
+            session.error(f"CHANGELOG.md has no section {version}: rename Unreleased to `## {version} - YYYY-MM-DD`")
+    build_dist(session, Path("dist"))
+
+
+def wheel_tests(session: nox.Session, row: Row) -> None:
+    """Run the tests on the wheel in dist/, on torch {torch}, Python {python}, where no checkout can be imported."""
+    wheels = list(Path("dist").resolve().glob("*.whl"))
+    if len(wheels) != 1:
+        session.error(f"dist/ holds {len(wheels)} wheels: run nox -s dist first")
+    session.install(f"automodel-mesh[tests] @ {wheels[0].as_uri()}", f"torch=={row.torch}")
+    place = Path(session.create_tmp()).resolve() / "tests-of-the-wheel"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    for name in WHEEL_TESTS_NEED:
+        copy = shutil.copytree if Path(name).is_dir() else shutil.copy
+        copy(name, place / name)
+    session.chdir(place)
+    session.run("pytest", "--numprocesses=3", "-m", "not release_independent and not checkout", *session.posargs)
+
+
+add_sessions("wheel-tests", {label: ROWS[label] for label in (OLDEST, NEWEST)}, wheel_tests, tags=["wheel-tests"])
+
+
 @nox.session(python=TOOLS_PYTHON)
 def wheel(session: nox.Session) -> None:
-    """Build sdist and wheel, install the wheel, and import every module of it outside of the checkout."""
+    """Build and check sdist and wheel, install the wheel, and import every module of it outside of the checkout."""
     with environment(session):
         built = Path(session.create_tmp()).resolve() / "dist"
-        shutil.rmtree(built, ignore_errors=True)
-        session.run("uv", "build", "--quiet", "--out-dir", str(built))
-        (wheel_file,) = built.glob("*.whl")
+        wheel_file = build_dist(session, built)
         requirement = f"automodel-mesh[cli,testing,track] @ {wheel_file.as_uri()}"
         session.install(requirement, f"torch=={ROWS[NEWEST].torch}")
         names = module_names()

@@ -40,7 +40,7 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "benchmarks/results.md"]  # the latter is a part of benchmarks/index.md
 html_theme = "furo"
-html_title = "automodel-mesh"
+html_title = f"automodel-mesh {version}".strip()  # in the sidebar of each page
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]
