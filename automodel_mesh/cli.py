@@ -8,14 +8,16 @@
 The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. Each of these
 modules describes, or says where to find, the keys of its document and its exit statuses. All share these: 0 if all is
 well, 1 if it is not, 2 if the arguments are wrong or there is nothing to report on (then stdout is empty, and stderr
-says why), 130 after Ctrl-C, 141 if the reader of stdout has gone, as `head` does.
+says why) or stdout cannot be written, 130 after Ctrl-C, 141 if the reader of stdout has gone, as `head` does.
 
 torch is imported by `doctor` only, after its arguments have been parsed.
 """
+# PYTHON_ARGCOMPLETE_OK
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from importlib import metadata
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.doctor import command as doctor_command
 from automodel_mesh.planning import command as plan_command
+from automodel_mesh.terminal import visible
 from automodel_mesh.tracking import command as track_command
 from automodel_mesh.tracking import releases
 
@@ -31,9 +34,22 @@ if TYPE_CHECKING:
 
     from automodel_mesh.doctor.checks import Check
 
+UNUSABLE: Final = 2
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
 """As of a program that SIGPIPE has ended."""
+
+_EPILOG: Final = """\
+examples:
+  automodel-mesh doctor
+  automodel-mesh doctor --help
+  automodel-mesh track newest
+
+pip install 'automodel-mesh[cli]' adds tables, colours (not with NO_COLOR=1) and shell completion, and
+'automodel-mesh[track]' reads releases on a package index.
+
+Exit status: 0 all is well, 1 it is not, 2 wrong arguments, nothing to report on, or stdout cannot be written (stderr
+says why), 130 after Ctrl-C, 141 if the reader of stdout has gone. A command that has others lists them in its help."""
 
 
 def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = None) -> int:
@@ -49,6 +65,9 @@ def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = 
     Raises:
         SystemExit: for `--help`, `--version` or wrong arguments, by argparse.
     """
+    _open_closed_streams()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     try:
         try:
             options = _parser().parse_args(argv)
@@ -62,14 +81,40 @@ def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = 
         sys.stderr.write("\nautomodel-mesh: interrupted\n")
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not written to the pipe
+        _drop_output()
         return PIPE_CLOSED
+    except OSError as error:  # stdout is a full disk, for one
+        _drop_output()
+        sys.stderr.write(f"automodel-mesh: {visible(str(error))}\n")
+        return UNUSABLE
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started with stdout or stderr closed streams that lead nowhere; Python has `None`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+
+
+def _drop_output() -> None:
+    """Let what is left in the buffer of stdout go nowhere, when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complete() -> None:
+    """Answer a shell that completes a command line, and exit; return if argcomplete, an extra, is missing."""
+    with contextlib.suppress(ImportError):
+        import argcomplete  # noqa: PLC0415 - an extra, and used by shells only
+
+        argcomplete.autocomplete(_parser())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="automodel-mesh",
         description="One DeviceMesh API with one meaning on every PyTorch release from 2.6 on.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"automodel-mesh {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)

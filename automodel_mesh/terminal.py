@@ -35,6 +35,15 @@ def rich_module(name: str) -> ModuleType | None:
         return None
 
 
+def hint_at_rich(use: str) -> None:
+    """Say on stderr what to install, where rich would have been used.
+
+    Args:
+        use: what it would show, such as `"a table"`.
+    """
+    sys.stderr.write(f"automodel-mesh: for {use}: pip install 'automodel-mesh[cli]'\n")
+
+
 def visible(text: str) -> str:
     """Escape the control characters of a text, which a terminal or a browser would act on."""
     return text.translate(_VISIBLE)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import tomllib
 from packaging.version import Version
 from sphinx.util.docutils import SphinxDirective
 
+from automodel_mesh import cli
 from automodel_mesh.compat.eras.support import era_name
 from automodel_mesh.tracking.ledger import load_ledger
 from automodel_mesh.tracking.uses import public_callers
@@ -105,6 +111,24 @@ def failure_table() -> list[str]:
     return ["| torch | test | reason |", "|---|---|---|", *found] if found else ["None."]
 
 
+def command_help() -> list[str]:
+    """Show what `automodel-mesh --help` prints, and the same of each command."""
+    overview = help_text()
+    lines = ["```text", *overview.splitlines(), "```", ""]
+    for name in re.findall(r"^    ([a-z][a-z-]*) ", overview, re.MULTILINE):
+        lines += [f"### automodel-mesh {name}", "", "```text", *help_text(name).splitlines(), "```", ""]
+    return lines
+
+
+def help_text(*command: str) -> str:
+    """Return what `--help` of a command prints, 100 columns wide and without colours."""
+    printed = io.StringIO()
+    terminal = mock.patch.dict(os.environ, COLUMNS="100", NO_COLOR="1")
+    with terminal, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        cli.main([*command, "--help"])
+    return printed.getvalue()
+
+
 def downstream_table() -> list[str]:
     """Show what other packages do on plain torch's meshes and on ours."""
     return results.table("downstream", ("plain torch", "with our meshes"))
@@ -193,13 +217,20 @@ class FromData(SphinxDirective):
         "downstream": downstream_table,
         "downstream-failures": downstream_failures,
         "drop-in": drop_in_table,
+        "command-help": command_help,
         "ledger-table": ledger_table,
         "ledger-entries": ledger_entries,
     }
 
     def run(self) -> list[nodes.Node]:
         """Make the part."""
-        for file in (MATRIX, *(CHECKOUT / "compat").glob("ledger.*"), *results.FOLDER.glob("*.json"), downstream.PATH):
+        for file in (
+            MATRIX,
+            *(CHECKOUT / "automodel_mesh").rglob("*.py"),
+            *(CHECKOUT / "compat").glob("ledger.*"),
+            *results.FOLDER.glob("*.json"),
+            downstream.PATH,
+        ):
             self.env.note_dependency(str(file))
         return self.parse_text_to_nodes("\n".join(self.PARTS[self.arguments[0]]()), allow_section_headings=True)
 

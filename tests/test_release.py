@@ -50,7 +50,7 @@ def test_a_release_names_its_home(tmp_path: Path) -> None:
     assert urls.keys() == {"Repository", "Documentation", "Changelog", "Issues"}
     assert urls["Repository"] == HOME
     assert all(url.startswith(HOME) for url in urls.values())
-    links = LINK.findall(message.get_payload())
+    links = LINK.findall(str(message.get_payload()))
     ours = [link.removeprefix(f"{HOME}/blob/{TAG}/") for link in links if link.startswith(HOME)]
     assert [link for link in links if not link.startswith("https://")] == []
     assert ours

@@ -29,6 +29,16 @@ PASSED: Final = 0
 FAILED: Final = 1
 UNUSABLE: Final = 2
 
+_EPILOG: Final = """\
+examples:
+  automodel-mesh doctor
+  automodel-mesh doctor --ranks 16 --timeout 120
+  automodel-mesh doctor --json | jq .passed
+  automodel-mesh doctor --list
+
+Exit status: 0 all checks passed, 1 one did not, 2 wrong arguments or an unsupported torch (stderr says why), 130 after
+Ctrl-C."""
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command and its arguments.
@@ -40,7 +50,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "doctor",
         help="check the contract on the installed torch, on local gloo ranks",
         description="Start local gloo ranks on the installed torch, check the contract on them, and report.",
-        epilog="Exit status: 0 all checks passed, 1 one did not, 2 wrong arguments or an unsupported torch.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     doctor.add_argument(
         "--ranks",

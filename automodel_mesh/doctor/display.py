@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from automodel_mesh.doctor.report import failure_lines, total_line
 from automodel_mesh.doctor.run import Listener
-from automodel_mesh.terminal import ERASE_LINE, rich_module
+from automodel_mesh.terminal import ERASE_LINE, hint_at_rich, rich_module
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +79,8 @@ class _PlainDisplay(Display):
             for heading, details in failure_lines(result):
                 self._write(["", heading, *details])
         self._write(["", total_line(report)])
+        if self._lines.isatty():
+            hint_at_rich("a table")
 
     def _write(self, lines: Sequence[str]) -> None:
         # Flushed, so that the lines are seen at once, and not written again by ranks that are forked later.

@@ -130,6 +130,9 @@ def _prepare_process(job: Job, context: RankContext) -> None:
     if sys.platform == "linux":
         # Linux then kills the rank when its parent ends (PR_SET_PDEATHSIG is 1), even if the parent is killed.
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        # A terminal sends Ctrl-C to the ranks too, which end without a traceback: the parent says what happened.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     for descriptor in context.parent_descriptors:
         os.close(descriptor)
     if job.capture:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from automodel_mesh.testing.process import (
 from automodel_mesh.testing.report import Kind, RankFailure, RanksFailed, is_consequence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 GRACE_SECONDS = 2.0
 """How long the other ranks may run after the first failure: time to notice a closed connection."""
@@ -221,9 +222,10 @@ class _Run:
             port=port,
         )
         try:
-            process.pid = _fork()
-            if process.pid == 0:
-                run_rank(self.job, context)
+            with _interrupts_held():
+                process.pid = _fork()
+                if process.pid == 0:
+                    run_rank(self.job, context)
         finally:
             os.close(writer)
         self.selector.register(reader, selectors.EVENT_READ, process)
@@ -342,6 +344,23 @@ class _Run:
         for descriptor in (self.exit_gate, self.exit_gate_writer, *self.connected):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold a Ctrl-C back until the block ends: Python calls functions around a fork, and drops what they raise."""
+    ours = threading.current_thread() is threading.main_thread()  # the only one that gets it, and may set a handler
+    if not ours or signal.getsignal(signal.SIGINT) in {signal.SIG_IGN, None}:
+        yield
+        return
+    held = threading.Event()
+    handler = signal.signal(signal.SIGINT, lambda *_: held.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held.is_set():
+            signal.raise_signal(signal.SIGINT)
 
 
 def _fork() -> int:

@@ -43,7 +43,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from automodel_mesh.terminal import ERASE_LINE, rich_module, visible
+from automodel_mesh.terminal import ERASE_LINE, hint_at_rich, rich_module, visible
 from automodel_mesh.tracking import report
 from automodel_mesh.tracking.comparison import Comparison, Verdict, compare
 from automodel_mesh.tracking.index import NEWEST, NIGHTLY, default_cache, read_release
@@ -176,7 +176,7 @@ def run(options: argparse.Namespace) -> int:
     except (LedgerError, SourcesError, ImportError) as error:
         sys.stderr.write(f"automodel-mesh: {visible(str(error))}\n")
         return UNUSABLE
-    except BrokenPipeError:
+    except OSError:  # of stdout: those of sources are SourcesErrors
         raise
     except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means that the torch breaks our code
         reason = visible(f"{type(error).__name__}: {str(error)[:500]}")
@@ -259,6 +259,7 @@ def _show(comparison: Comparison, options: argparse.Namespace) -> None:
         _write(report.as_text(comparison))
     elif (console := rich_module("console")) is None:
         _write(report.as_text(comparison, width=_columns()))
+        hint_at_rich("colours")
     else:
         _show_coloured(comparison, console)
 
