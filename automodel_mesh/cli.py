@@ -12,7 +12,6 @@ says why) or stdout cannot be written, 130 after Ctrl-C, 141 if the reader of st
 
 torch is imported by `doctor` only, after its arguments have been parsed.
 """
-# PYTHON_ARGCOMPLETE_OK
 
 from __future__ import annotations
 

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import distributed as dist
+
+from tests import pages
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = pages.blocks(README, "python")
 
 
 def test_the_readme_has_two_blocks_of_python() -> None:
@@ -16,8 +19,26 @@ def test_the_readme_has_two_blocks_of_python() -> None:
     assert len(BLOCKS) == 2
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.release_independent
+def test_the_first_block_activates_the_environment() -> None:
+    """The first block makes an environment, activates it and installs into it, so that later lines work as written."""
+    first, *others = (block.splitlines() for block in pages.blocks(README, "bash"))
+    assert first[:2] == ["python3 -m venv .venv", ". .venv/bin/activate"]
+    assert first[2].startswith("pip install ")
+    # What pip installs, or what comes with torch: no line leaves the environment.
+    commands = {re.split(" && ", line)[-1].split()[0] for block in [first[2:], *others] for line in block}
+    assert commands <= {"pip", "automodel-mesh", "nox", "torchrun", "python"}
+
+
 @pytest.mark.ranks(8)
-def test_code_of_the_readme_runs(block: str) -> None:
-    """Each block runs on eight ranks without an error or a warning."""
-    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - it is our own
+def test_the_quick_start_prints_what_the_readme_says() -> None:
+    """The quick start prints the line that the README names, on one rank."""
+    (said,) = re.findall(r"`torchrun [^`]* quick_start\.py`\s+prints\s+`(.*?)`", README)
+    rank = dist.get_rank()
+    assert pages.run("quick_start.py", BLOCKS[0]) == ("" if rank else f"{said}\n")
+
+
+@pytest.mark.ranks(8)
+def test_the_mesh_layer_of_the_readme_runs() -> None:
+    """The block of the mesh layer runs on eight ranks without an error or a warning."""
+    pages.run("README.md", BLOCKS[1])

@@ -83,6 +83,7 @@ def is_about(entry: Entry, use: Use) -> bool:
     return use.how == "import" or names_a_parameter == entry.is_parameter
 
 
+@pytest.mark.checkout
 def test_no_private_torch_name_outside_compat() -> None:
     """No file outside `compat/` imports or touches a private torch name, by attribute, keyword or string."""
     found = violations(sources())

@@ -47,6 +47,7 @@ def import_with(version: str) -> str:
     return str(said)
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("release", [str(release) for release in RELEASES] + ["99.1"])
 def test_each_release_has_its_era(release: str) -> None:
     """A release gets the newest era that begins at or before it; future releases get the last era."""
