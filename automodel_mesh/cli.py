@@ -41,7 +41,7 @@ PIPE_CLOSED: Final = 141
 _EPILOG: Final = """\
 examples:
   automodel-mesh doctor
-  automodel-mesh doctor --help
+  automodel-mesh plan --world-size 64 --tp 8
   automodel-mesh track newest
 
 pip install 'automodel-mesh[cli]' adds tables, colours (not with NO_COLOR=1) and shell completion, and

@@ -113,10 +113,11 @@ def failure_table() -> list[str]:
 
 def command_help() -> list[str]:
     """Show what `automodel-mesh --help` prints, and the same of each command."""
-    overview = help_text()
-    lines = ["```text", *overview.splitlines(), "```", ""]
-    for name in re.findall(r"^    ([a-z][a-z-]*) ", overview, re.MULTILINE):
-        lines += [f"### automodel-mesh {name}", "", "```text", *help_text(name).splitlines(), "```", ""]
+    names = re.findall(r"^    ([a-z][a-z-]*) ", help_text(), re.MULTILINE)
+    lines: list[str] = []
+    for command in ([], *([name] for name in names)):
+        title = " ".join(["automodel-mesh", *command])
+        lines += [f"### {title}", "", "```text", *help_text(*command).splitlines(), "```", ""]
     return lines
 
 

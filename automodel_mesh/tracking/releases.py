@@ -45,6 +45,15 @@ class Release(NamedTuple):
     differs: list[str]
 
 
+_EPILOG: Final = """\
+examples:
+  automodel-mesh releases
+  automodel-mesh releases --json
+  automodel-mesh releases --json | jq -r '.releases[].torch'
+
+Exit status: 0, or 2 for wrong arguments (stderr says why)."""
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command and its arguments.
 
@@ -56,6 +65,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="list the supported torch releases and what differs between them",
         description="List the torch releases that are supported and tested, and what differs between them. A newer "
         "torch than these is accepted if it stores meshes as the newest era does. Needs no torch.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
