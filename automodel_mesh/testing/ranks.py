@@ -36,7 +36,7 @@ from automodel_mesh.testing.process import (
 from automodel_mesh.testing.report import Kind, RankFailure, RanksFailed, is_consequence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 GRACE_SECONDS = 2.0
 """How long the other ranks may run after the first failure: time to notice a closed connection."""
@@ -347,7 +347,7 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_held() -> Generator[None, None, None]:
     """Hold a Ctrl-C back until the block ends: Python calls functions around a fork, and drops what they raise."""
     ours = threading.current_thread() is threading.main_thread()  # the only one that gets it, and may set a handler
     if not ours or signal.getsignal(signal.SIGINT) in {signal.SIG_IGN, None}:
