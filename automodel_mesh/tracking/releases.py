@@ -51,7 +51,7 @@ examples:
   automodel-mesh releases --json
   automodel-mesh releases --json | jq -r '.releases[].torch'
 
-Exit status: 0, or 2 for wrong arguments (stderr says why)."""
+Exit status: 0 all is well, 2 wrong arguments (stderr says why)."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
