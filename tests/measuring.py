@@ -16,7 +16,7 @@ from torch.distributed import device_mesh
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes
-from automodel_mesh.compat import TORCH_VERSION, reset_mesh_registry
+from automodel_mesh.compat import TORCH_VERSION
 from automodel_mesh.compat.worlds import live_process_groups
 from automodel_mesh.testing import fake_world, run_ranks
 from tests.compat import plain
@@ -95,7 +95,7 @@ def build(whose: str, shape: Sequence[int], outside: int = 0) -> Any:
     """
     ranks = range(outside, outside + math.prod(shape))
     if whose == TORCH:
-        reset_mesh_registry()  # up to 2.9 the flattened axes of an equal mesh made before would be found
+        plain.forget_meshes()  # up to 2.9 the flattened axes of an equal mesh made before would be found
         if outside:
             root = DeviceMesh("cpu", torch.tensor(ranks).view(tuple(shape)), mesh_dim_names=AXES)
         else:

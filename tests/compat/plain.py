@@ -25,6 +25,14 @@ def restore_torch() -> None:
     era.restore_torch()
 
 
+def forget_meshes() -> None:
+    """Clear the tables of torch's registry, up to 2.9, in which it finds what was made for an equal mesh."""
+    if torch_at_least("2.10"):
+        return
+    for name in ("child_to_root_mapping", "root_to_flatten_mapping", "flatten_name_to_root_dims"):
+        getattr(device_mesh._mesh_resources, name).clear()
+
+
 def init_device_mesh(device_type: str, mesh_shape: tuple[int, ...], **options: Any) -> DeviceMesh:
     """Call `torch.distributed.device_mesh.init_device_mesh`."""
     return device_mesh.init_device_mesh(device_type, mesh_shape, **options)
