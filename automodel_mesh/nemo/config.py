@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any, Final, TypeAlias
 
-from automodel_mesh.checks import nearest, shown
+from automodel_mesh.checks import shown
 from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.fields import from_dict
 from automodel_mesh.multimodal_configs import _VALID_ACTIVATION_CHECKPOINTING_SCOPES, ActivationCheckpointingScope
 from automodel_mesh.strategy_configs import (
     STRATEGY_MAP,
@@ -37,14 +37,7 @@ _STRATEGY_MAP: Final = STRATEGY_MAP
 def _resolve_strategy_config(strategy: str | StrategyConfig, **strategy_kwargs: Any) -> Any:
     """Return the configuration of a strategy given by name, with the given fields; a configuration as it is."""
     if isinstance(strategy, str):
-        kind = STRATEGY_MAP[strategy_named(strategy).name]
-        known = [field.name for field in fields(kind)]
-        unknown = "; ".join(f"{name!r}{nearest(name, known)}" for name in strategy_kwargs if name not in known)
-        if unknown:
-            raise MeshArgumentError(
-                f"strategy {strategy!r} has no options {unknown}: its options are {', '.join(known)}"
-            )
-        return kind(**strategy_kwargs)
+        return from_dict(STRATEGY_MAP[strategy_named(strategy).name], "strategy_kwargs", strategy_kwargs)
     if find_strategy(strategy) is None:
         raise MeshArgumentError(f"strategy={shown(strategy)} is neither a name nor a configuration of a strategy")
     if strategy_kwargs:
