@@ -196,18 +196,26 @@ def install(session: nox.Session, extras: str, torch: str, *more: str) -> None:
     session.install("-e", f".[{extras}]", f"torch=={torch}", *more)
 
 
+def add_session(
+    name: str, run: Callable[..., None], *arguments: object, description: str, python: str, tags: list[str]
+) -> None:
+    """Add a session that calls a function with it and with the arguments, in an environment with torch."""
+
+    def in_environment(session: nox.Session) -> None:
+        with environment(session):
+            run(session, *arguments)
+
+    in_environment.__doc__ = description
+    nox.session(in_environment, name=name, python=python, tags=tags)
+
+
 def add_sessions(
     prefix: str, rows: dict[str, Row], run: Callable[[nox.Session, Row], None], *, tags: list[str]
 ) -> None:
     """Add a session `<prefix>-<label>` per row, and fill `{torch}` and `{python}` into its docstring."""
     for label, row in rows.items():
-
-        def session_of_row(session: nox.Session, row: Row = row) -> None:
-            with environment(session):
-                run(session, row)
-
-        session_of_row.__doc__ = (run.__doc__ or "").format(torch=row.torch, python=row.python)
-        nox.session(session_of_row, name=f"{prefix}-{label}", python=row.python, tags=tags)
+        description = (run.__doc__ or "").format(torch=row.torch, python=row.python)
+        add_session(f"{prefix}-{label}", run, row, description=description, python=row.python, tags=tags)
 
 
 # The cheapest checks first: nox runs sessions in the order of this file.
@@ -311,16 +319,9 @@ NEMO_RUNS: Final = {
 def add_drop_in_sessions() -> None:
     """Add a session for each run of ci_matrix/nemo.toml."""
     for name, run in NEMO_RUNS.items():
-
-        def session_of_run(session: nox.Session, run: NemoRun = run) -> None:
-            with environment(session):
-                drop_in_run(session, run)
-
         row = ROWS[run.label]
-        session_of_run.__doc__ = (
-            f"Put our modules in place of those of nemo-automodel {run.nemo}, on torch {row.torch}."
-        )
-        nox.session(session_of_run, name=name, python=row.python, tags=["drop-in"])
+        description = f"Put our modules in place of those of nemo-automodel {run.nemo}, on torch {row.torch}."
+        add_session(name, drop_in_run, run, description=description, python=row.python, tags=["drop-in"])
 
 
 def drop_in_run(session: nox.Session, run: NemoRun) -> None:
@@ -347,14 +348,10 @@ DOWNSTREAM: Final = {
 def add_downstream_sessions() -> None:
     """Add a session for each package and torch release of ci_matrix/downstream.toml."""
     for name, (run, label) in DOWNSTREAM.items():
-
-        def session_of_run(session: nox.Session, run: dict[str, Any] = run, label: str = label) -> None:
-            with environment(session):
-                downstream_run(session, run, label)
-
         row = ROWS[label]
-        session_of_run.__doc__ = f"Give {run['package']} meshes of plain torch's and of ours, on torch {row.torch}."
-        nox.session(session_of_run, name=name, python=run.get("python", row.python), tags=["downstream"])
+        description = f"Give {run['package']} meshes of plain torch's and of ours, on torch {row.torch}."
+        python = run.get("python", row.python)
+        add_session(name, downstream_run, run, label, description=description, python=python, tags=["downstream"])
 
 
 def downstream_run(session: nox.Session, run: dict[str, Any], label: str) -> None:
