@@ -71,7 +71,7 @@ class GroupHandle:
         return hash((self._name, self._ranks))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._name!r}, {self._ranks})"
+        return f"<process group {self._name!r} of the ranks {shown_ranks(self._ranks)}>"
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return type(self), (self._name, self._ranks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import InitVar, dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import torch.distributed as dist
@@ -23,7 +24,7 @@ from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import STRATEGIES, fully_shard_strategy, plan_topologies, strategy_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from torch import nn
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from automodel_mesh.moe_config import MoEParallelizerConfig
     from automodel_mesh.strategy_configs import ActivationCheckpointing
+    from automodel_mesh.topology.description import MeshDescription
     from automodel_mesh.topology.strategies import StrategyConfig
 
 __all__ = ["MeshAxisName", "MeshContext", "ParallelismSizes"]
@@ -376,6 +378,24 @@ class MeshContext(MeshLookups):
         mesh = self._mesh()
         return [] if mesh is None else compat.list_process_groups(mesh)
 
+    def describe(self, *, ranks_per_node: int | None = None) -> MeshDescription:
+        """Describe the meshes: the axes of the root mesh and of the expert mesh, and the ranks of each of their groups.
+
+        `process_groups` knows the groups of this rank; this knows those of all ranks. It asks no other rank.
+
+        Args:
+            ranks_per_node: number of ranks on each node, at least 1; by default the launcher's `LOCAL_WORLD_SIZE`, and
+                without a launcher all ranks count as one node.
+
+        Returns:
+            The description, as `compat.describe` gives it. On a rank outside the model it has no derived axes.
+
+        Raises:
+            ValueError: there is no mesh, as with DDP; the expert mesh, given by the caller, is over other ranks.
+            ProcessGroupDestroyedError: the meshes are closed, or their world is gone.
+        """
+        return compat.describe(self.root_mesh(), self.moe_mesh, ranks_per_node=ranks_per_node)
+
     def close(self) -> None:
         """Destroy the process groups that `build` made, and no others; on every rank of the model.
 
@@ -398,6 +418,29 @@ class MeshContext(MeshLookups):
             return _get_axis_size(mesh, axis, default)
         plans = [plan for plan in self._built.plan if plan is not None]
         return next((plan.size(axis) for plan in plans if axis in plan.all_axes), default)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'; '.join(self._facts())}>"
+
+    def _repr_html_(self) -> str:
+        line = escape("; ".join(self._facts()))
+        try:
+            return f"<p>{line}</p>{self.describe()._repr_html_()}"
+        except (RuntimeError, ValueError):  # there are no meshes, or they are closed: a notebook shows the line alone
+            return f"<p>{line}</p>"
+
+    def _facts(self) -> Iterator[str]:
+        """Yield the strategy, and the axes of the meshes with their sizes; of closed meshes too."""
+        if self.strategy_config is not None:
+            yield type(self.strategy_config).__name__
+        for what, mesh in (("", self.device_mesh), ("expert ", self.moe_mesh)):
+            names = getattr(mesh, "mesh_dim_names", None) or ()
+            if sizes := [f"{name}={_get_axis_size(mesh, name)}" for name in names]:
+                yield f"{what}{', '.join(sizes)}"
+        if self.device_mesh is None:
+            yield "no mesh" if self._handle is None else f"no mesh, {self._handle}"
+        elif not self.is_member:
+            yield "this rank is outside"
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ package and nowhere else in the project.
 from __future__ import annotations
 
 from automodel_mesh.compat.create import init_device_mesh
+from automodel_mesh.compat.describe import describe
 from automodel_mesh.compat.eras.gate import ERA_NAME, era
 from automodel_mesh.compat.eras.support import MINIMUM_TORCH, NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
 from automodel_mesh.compat.folding import flatten, refold, unflatten
@@ -52,6 +53,7 @@ __all__ = [
     "UnsupportedTorchError",
     "abort_process_groups",
     "concatenate",
+    "describe",
     "destroy_process_groups",
     "find_submesh",
     "flatten",

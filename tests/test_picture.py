@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from automodel_mesh.cli import main
-from automodel_mesh.planning.panels import MOST_NODES, drawn_axes, panel
-from automodel_mesh.planning.picture import letters
 from automodel_mesh.topology import plan
+from automodel_mesh.topology.panels import MOST_NODES, Cell, drawn_axes, panel
 from automodel_mesh.topology.sizes import ParallelismSizes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from automodel_mesh.topology import AxisPlan
+    from automodel_mesh.topology import MeshAxis
 
 pytestmark = pytest.mark.release_independent
 
@@ -40,7 +39,7 @@ def test_a_small_world_is_drawn_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("axis", LARGE.axes, ids=lambda axis: axis.name)
-def test_a_large_world_shows_the_nodes_of_the_first_group(axis: AxisPlan) -> None:
+def test_a_large_world_shows_the_nodes_of_the_first_group(axis: MeshAxis) -> None:
     """In a large world the nodes of the first rank's group are shown, eight at most, and the note counts the others."""
     shown = panel(LARGE, axis)
     group = next(group for group in LARGE.groups_of(0) if axis.name in group.axes)
@@ -72,7 +71,6 @@ def test_a_picture_is_written_beside_the_report(
     suffix: str, start: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """--picture writes a file of the format that its name says, the same each time, and the report is printed."""
-    pytest.importorskip("matplotlib", reason="an extra")
     files = [tmp_path / f"{name}{suffix}" for name in ("one", "other")]
     for file in files:
         assert main([*LINE, "--picture", str(file), "--axes", "tp, dp"]) == 0
@@ -87,7 +85,7 @@ def test_a_picture_is_written_beside_the_report(
 
 def test_letters_go_on_after_z() -> None:
     """Groups after Z have two letters."""
-    assert [letters(number) for number in (0, 25, 26, 27, 52, 701, 702)] == [
+    assert [Cell(0, number).letters for number in (0, 25, 26, 27, 52, 701, 702)] == [
         "A",
         "Z",
         "AA",
@@ -127,7 +125,6 @@ def test_a_picture_that_cannot_be_drawn_exits_with_2(
     arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An unknown axis and a file that cannot be written exit with 2, and nothing is printed to stdout."""
-    pytest.importorskip("matplotlib", reason="an extra")
     assert main([*LINE, *arguments]) == 2
     captured = capsys.readouterr()
     assert complaint in captured.err

@@ -69,8 +69,8 @@ def test_commands_of_the_page_print_what_it_shows(index: int, capsys: pytest.Cap
 
 def test_python_of_the_page_prints_what_it_shows() -> None:
     """The Python code of the page prints the text below it."""
-    (program,) = blocks(PAGE, "python")
-    assert run("plan.md", program) == blocks(PAGE, "text")[-1]
+    program, _ = blocks(PAGE, "python")
+    assert run("plan.md", program) == blocks(PAGE, "text")[-2]
 
 
 def documented() -> dict[str, dict[str, str]]:

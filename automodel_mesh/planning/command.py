@@ -28,7 +28,7 @@ from automodel_mesh.planning.suggest import (
 )
 from automodel_mesh.tables import show
 from automodel_mesh.terminal import write_json
-from automodel_mesh.topology.plan_tables import axes_table, counts_table, heading, rank_table
+from automodel_mesh.topology.mesh_tables import axes_table, counts_table, rank_table
 from automodel_mesh.topology.plans import plan
 from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.topology.strategies import strategy_named
@@ -144,7 +144,7 @@ def _planned(options: argparse.Namespace) -> tuple[dict[str, Any], list[str | Ta
         planned = plan(strategy, sizes, options.world_size, ranks_per_node=options.gpus_per_node)
     except MeshArgumentError as error:
         raise MeshArgumentError(f"{error}{_possible(strategy, sizes, options.world_size)}") from error
-    parts: list[str | Table] = [heading(planned), axes_table(planned), counts_table(planned)]
+    parts: list[str | Table] = [planned.heading, axes_table(planned), counts_table(planned)]
     if options.rank is not None:
         if options.rank >= options.world_size:
             raise MeshArgumentError(f"--rank {options.rank}: give a rank from 0 to {options.world_size - 1}")

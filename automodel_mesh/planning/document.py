@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from automodel_mesh.topology.plans import AxisPlan, MeshPlan
+    from automodel_mesh.topology.description import MeshAxis
+    from automodel_mesh.topology.plans import MeshPlan
 
 JSON_SCHEMA: Final = 1
 """Raised when a key is renamed or removed, not when one is added."""
@@ -34,7 +35,7 @@ def plan_document(plan: MeshPlan, rank: int | None = None) -> dict[str, Any]:
     }
 
 
-def _axis(axis: AxisPlan) -> dict[str, Any]:
+def _axis(axis: MeshAxis) -> dict[str, Any]:
     return {
         "name": axis.name,
         "kind": axis.kind,

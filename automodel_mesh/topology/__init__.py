@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from automodel_mesh.topology.description import MeshAxis, MeshDescription, RankGroup
 from automodel_mesh.topology.grid import CoincidentAxes, Topology, distinct_groups_per_rank, shared_layouts
 from automodel_mesh.topology.layouts import Layout
-from automodel_mesh.topology.plans import AxisPlan, GroupCounts, MeshPlan, RankGroup, plan
+from automodel_mesh.topology.plans import GroupCounts, MeshPlan, plan
 
 __all__ = [
-    "AxisPlan",
     "CoincidentAxes",
     "GroupCounts",
     "Layout",
+    "MeshAxis",
+    "MeshDescription",
     "MeshPlan",
     "RankGroup",
     "Topology",

@@ -1,4 +1,4 @@
-"""The tables of a plan: its axes, the process groups that it needs, and those of one rank."""
+"""The tables of a mesh: its axes, the process groups that it needs, and those of one rank."""
 
 from __future__ import annotations
 
@@ -8,26 +8,17 @@ from automodel_mesh.checks import shown_ranks
 from automodel_mesh.tables import Table
 
 if TYPE_CHECKING:
-    from automodel_mesh.topology.plans import AxisPlan, MeshPlan, RankGroup
+    from automodel_mesh.topology.description import MeshAxis, MeshDescription, RankGroup
+    from automodel_mesh.topology.plans import MeshPlan
 
 _NUMBERS: Final = frozenset({"size", "stride", "groups", "of each rank", "of the whole job", "nodes"})
 
 
-def heading(plan: MeshPlan) -> str:
-    """Return one line on the strategy, the ranks and the nodes."""
-    used = plan.topologies.root.total
-    part = "" if used == plan.world_size else f"{used:,} of "
-    return (
-        f"{plan.strategy} on {part}{plan.world_size:,} ranks, {plan.ranks_per_node} per node "
-        f"({counted(plan.nodes, 'node')})"
-    )
-
-
-def axes_table(plan: MeshPlan) -> Table:
+def axes_table(mesh: MeshDescription) -> Table:
     """Return the axes: size, stride, groups, the nodes that a group spans, and which process groups an axis uses."""
     seen: list[str] = []
     rows: list[tuple[str, ...]] = []
-    for axis in plan.axes:
+    for axis in mesh.axes:
         rows.append(
             (
                 axis.name,
@@ -56,23 +47,23 @@ def counts_table(plan: MeshPlan) -> Table:
     )
 
 
-def rank_table(plan: MeshPlan, rank: int) -> Table:
+def rank_table(mesh: MeshDescription, rank: int) -> Table:
     """Return the process groups of a rank.
 
     Raises:
         TypeError: `rank` is not an int.
         ValueError: `rank` is not in the mesh.
     """
-    place = ", ".join(f"{axis} {index}" for axis, index in plan.coordinate(rank).items())
+    place = ", ".join(f"{axis} {index}" for axis, index in mesh.coordinate(rank).items())
     rows = tuple(
         (", ".join(group.axes), f"{len(group.ranks):,}", f"{group.nodes:,}", _ranks(group))
-        for group in plan.groups_of(rank)
+        for group in mesh.groups_of(rank)
     )
-    title = f"groups of rank {rank}, on node {rank // plan.ranks_per_node}, at {place}"
+    title = f"groups of rank {rank}, on node {rank // mesh.ranks_per_node}, at {place}"
     return Table(title, ("axes", "size", "nodes", "ranks"), rows, _NUMBERS)
 
 
-def inside_a_node(axis: AxisPlan) -> str:
+def inside_a_node(axis: MeshAxis) -> str:
     """Say whether the groups of an axis stay inside a node: `"yes"`, `"no"`, or how many do."""
     inside = axis.groups - axis.groups_across_nodes
     return "yes" if inside == axis.groups else f"{inside:,} of {axis.groups:,}" if inside else "no"
@@ -83,7 +74,7 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def _process_groups(axis: AxisPlan, earlier: list[str]) -> str:
+def _process_groups(axis: MeshAxis, earlier: list[str]) -> str:
     if axis.default_group:
         return "the default one"
     shared = next((other for other in axis.shares_with if other in earlier), None)
