@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from automodel_mesh.checks import check_size, shown_ranks
 from automodel_mesh.compat.compiled import never_compiled
 from automodel_mesh.compat.eras.gate import era
-from automodel_mesh.compat.family import in_use, native_group
+from automodel_mesh.compat.family import in_use, native_group, require_mesh
 from automodel_mesh.compat.requests import shown_mesh
 from automodel_mesh.errors import MeshArgumentError
 from automodel_mesh.topology.description import AxisKind, MeshDescription, NamedLayout, describe_axes
@@ -52,7 +52,7 @@ def describe(
         ranks = family.groups.ranks
         named = [*_native(mesh, family, "native"), *_flattened(mesh, family)]
     if expert_mesh is not None:
-        with in_use(expert_mesh) as experts:
+        with in_use(require_mesh(expert_mesh, "expert_mesh")) as experts:
             if list(experts.groups.ranks) != list(ranks):
                 raise MeshArgumentError(
                     f"expert_mesh: {shown_mesh(expert_mesh)} is over the ranks {shown_ranks(experts.groups.ranks)}, "

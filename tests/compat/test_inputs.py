@@ -49,6 +49,7 @@ def fsdp_mesh() -> DeviceMesh:
 VALID: dict[str, Callable[[], dict[str, Any]]] = {
     "abort_process_groups": lambda: {"mesh": build()},
     "concatenate": lambda: {"meshes": [build()]},
+    "describe": lambda: {"mesh": build(), "expert_mesh": None, "ranks_per_node": None},
     "destroy_process_groups": lambda: {"mesh": build()},
     "find_submesh": lambda: {"mesh": build(), "names": "tp"},
     "flatten": lambda: {"mesh": build(), "mesh_dim_name": "all", "dims": NAMES, "backend_override": None},
@@ -93,6 +94,8 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
 """The arguments of a call that is right, for each public function that takes a mesh or makes one."""
 
 RIGHT: dict[tuple[str, str], tuple[object, ...]] = {
+    ("describe", "expert_mesh"): (None,),
+    ("describe", "ranks_per_node"): (None, 1),
     ("flatten", "mesh_dim_name"): (None, "x"),
     ("flatten", "dims"): (None,),
     ("flatten", "backend_override"): (None,),
