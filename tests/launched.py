@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ import torch.distributed as dist
 
 from automodel_mesh import init_utils
 from automodel_mesh.init_utils import initialize_distributed
+from automodel_mesh.testing.ranks import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,9 +117,7 @@ def alone(up: int, rank: int) -> None:
 
 def fork(size: int, body: Callable[[int], None]) -> list[int]:
     """Fork ranks with torchrun's variables; each exits as a program does, which a test forked by pytest could not."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     pids: list[int] = []
     for rank in range(size):
         pid = os.fork()

@@ -199,7 +199,7 @@ class _Run:
     def start(self) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # each rank would write what is still buffered once more
-        port = _free_port()
+        port = free_port()
         for rank in range(self.job.world_size):
             self._start_rank(rank, port)
         os.close(self.connected[1])
@@ -374,7 +374,7 @@ def _fork() -> int:
         return os.fork()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a free port below those that Linux and macOS assign themselves.
 
     A port of theirs could be assigned to another process before a rank listens on it.
