@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh.arguments import whole_number
 from automodel_mesh.errors import MeshArgumentError
+from automodel_mesh.planning.arguments import SIZES, add_mesh_arguments, option, planned_mesh, sizes_of, strategy_of
 from automodel_mesh.planning.document import plan_document
-from automodel_mesh.planning.nearby import nearest_possible
 from automodel_mesh.planning.picture import draw
 from automodel_mesh.planning.suggest import (
     CHOSEN_BY_DEFAULT,
@@ -29,25 +29,12 @@ from automodel_mesh.planning.suggest import (
 from automodel_mesh.tables import show
 from automodel_mesh.terminal import write_json
 from automodel_mesh.topology.mesh_tables import axes_table, counts_table, rank_table
-from automodel_mesh.topology.plans import plan
-from automodel_mesh.topology.sizes import ParallelismSizes
-from automodel_mesh.topology.strategies import strategy_named
 
 if TYPE_CHECKING:
     from automodel_mesh.tables import Table
-    from automodel_mesh.topology.records import Strategy
 
 PLANNED: Final = 0
 IMPOSSIBLE: Final = 2
-
-_SIZES: Final = {
-    "tp_size": "tensor parallel size",
-    "pp_size": "pipeline parallel size",
-    "cp_size": "context parallel size",
-    "ep_size": "expert parallel size; it uses the ranks of the other sizes",
-    "dp_size": "data parallel size, replicas included (default: what fills the ranks)",
-    "dp_replicate_size": "number of replicas inside the data parallel size",
-}
 
 _SUGGESTIONS: Final = 10
 
@@ -78,9 +65,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.set_defaults(run=run)
     parser.add_argument("--world-size", type=whole_number(1), required=True, metavar="N", help="number of ranks")
-    parser.add_argument("--strategy", default="fsdp2", metavar="NAME", help="its strategy (default: %(default)s)")
-    for name, meaning in _SIZES.items():
-        parser.add_argument(_option(name), type=whole_number(1), dest=name, metavar="N", help=meaning)
+    add_mesh_arguments(parser)
     parser.add_argument(
         "--gpus-per-node",
         type=whole_number(1),
@@ -139,11 +124,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _planned(options: argparse.Namespace) -> tuple[dict[str, Any], list[str | Table]]:
     """Plan the mesh and draw it; return its JSON document, and its lines and tables."""
-    strategy, sizes = strategy_named(options.strategy), _sizes(options)
-    try:
-        planned = plan(strategy, sizes, options.world_size, ranks_per_node=options.gpus_per_node)
-    except MeshArgumentError as error:
-        raise MeshArgumentError(f"{error}{_possible(strategy, sizes, options.world_size)}") from error
+    planned = planned_mesh(options, options.world_size, ranks_per_node=options.gpus_per_node)
     parts: list[str | Table] = [planned.heading, axes_table(planned), counts_table(planned)]
     if options.rank is not None:
         if options.rank >= options.world_size:
@@ -160,15 +141,15 @@ def _planned(options: argparse.Namespace) -> tuple[dict[str, Any], list[str | Ta
 
 def _suggested(options: argparse.Namespace) -> tuple[dict[str, Any], list[str | Table]]:
     """Find the best sizes that fit; return their JSON document and their table."""
-    strategy = strategy_named(options.strategy)
+    strategy = strategy_of(options)
     chosen = options.suggest or [
         name for name in CHOSEN_BY_DEFAULT if getattr(options, name) is None and strategy.supports(name)
     ]
-    given = [_option(name) for name in chosen if getattr(options, name) is not None]
+    given = [option(name) for name in chosen if getattr(options, name) is not None]
     if given:
         raise MeshArgumentError(f"{', '.join(given)} is given: leave it out, or name other sizes to suggest")
     least = 2 if options.suggest else 1
-    request = Request(strategy, options.world_size, options.gpus_per_node, _sizes(options), chosen, least)
+    request = Request(strategy, options.world_size, options.gpus_per_node, sizes_of(options), chosen, least)
     found = suggest(request)[:_SUGGESTIONS]
     if not found:
         raise MeshArgumentError(
@@ -187,26 +168,9 @@ def _picture_file(text: str) -> Path:
 def _names_to_choose(text: str) -> tuple[str, ...]:
     """Read the argument of `--suggest`: names of sizes, with commas between."""
     names = tuple(f"{name.strip().replace('-', '_')}_size" for name in text.split(","))
-    known = [name for name in _SIZES if name != "dp_size"]
+    known = [name for name in SIZES if name != "dp_size"]
     for name in names:
         if name not in known or names.count(name) > 1:
-            choices = ", ".join(_option(name).removeprefix("--") for name in known)
+            choices = ", ".join(option(name).removeprefix("--") for name in known)
             raise argparse.ArgumentTypeError(f"{text!r}: give names from {choices}, each once, with commas between")
     return names
-
-
-def _sizes(options: argparse.Namespace) -> ParallelismSizes:
-    given = {name: getattr(options, name) for name in _SIZES}
-    return ParallelismSizes(**{name: value for name, value in given.items() if value is not None})
-
-
-def _option(name: str) -> str:
-    """Return the option for a size, or for the number of ranks."""
-    return f"--{name if name == 'world_size' else name.removesuffix('_size')}".replace("_", "-")
-
-
-def _possible(strategy: Strategy, sizes: ParallelismSizes, world_size: int) -> str:
-    """Return lines with the sizes that are possible if one number is changed."""
-    found = nearest_possible(strategy, sizes, world_size)
-    lines = [f"\n  {_option(name)} {' or '.join(map(str, values))}" for name, values in found.items()]
-    return "".join(["\npossible, with one change:", *lines]) if lines else ""
