@@ -68,7 +68,7 @@ class DistInfo:
     local_world_size: int = 1
 
 
-class _RankInfo(NamedTuple):
+class RankInfo(NamedTuple):
     """The rank of a process and the number of ranks, in the world and on its machine."""
 
     rank: int
@@ -133,7 +133,7 @@ def initialize_distributed(backend: str, timeout_minutes: float | None = 10.0) -
     if dist.is_initialized():
         return _describe_existing_world(asked)
     launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
-    info = _read_rank_info() if launched else _RankInfo(0, 1, 0, 1)
+    info = read_rank_info() if launched else RankInfo(0, 1, 0, 1)
     device = _select_device(asked, info.local_rank)
     # A store in the memory of this process, which opens no port. It is documented; torch's stubs do not export it.
     store = None if launched else dist.HashStore()  # type: ignore[attr-defined]
@@ -229,7 +229,7 @@ def _read(name: str, default: int, *, least: int = 0) -> int:
     return int(text)
 
 
-def _read_rank_info() -> _RankInfo:
+def read_rank_info() -> RankInfo:
     """Read what a launcher has set, and check that it is complete and consistent."""
     missing = [name for name in LAUNCHER_VARIABLES if not os.environ.get(name)]
     if missing:
@@ -239,7 +239,7 @@ def _read_rank_info() -> _RankInfo:
             "program with torchrun, which sets all of them, or unset them all to run as one process"
         )
     _read("MASTER_PORT", 0)
-    info = _RankInfo(
+    info = RankInfo(
         _read("RANK", 0), _read("WORLD_SIZE", 1, least=1), _read("LOCAL_RANK", 0), _read("LOCAL_WORLD_SIZE", 1, least=1)
     )
     _require_at_most("RANK", info.rank, "WORLD_SIZE", info.world_size - 1)
@@ -278,7 +278,7 @@ def _describe_existing_world(asked: str) -> DistInfo:
         )
     kind = device_type_for(asked if asked == whole else ",".join(map(":".join, wanted.items())))
     rank = dist.get_rank()
-    info = _RankInfo(rank, dist.get_world_size(), get_local_rank_preinit(), get_local_world_size_preinit())
+    info = RankInfo(rank, dist.get_world_size(), get_local_rank_preinit(), get_local_world_size_preinit())
     logger.info("torch.distributed is initialised already, with %s: rank %d of %d", whole, rank, info.world_size)
     return info.describe(asked, current_device(kind))
 

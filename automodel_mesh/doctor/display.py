@@ -24,7 +24,7 @@ _COLOURS: Final = {"passed": "green", "failed": "bold red", "not run": "yellow"}
 
 
 class Display(Listener, Protocol):
-    """Shows a run while it goes on, and its report."""
+    """Shows a run while it goes on, and its report: `begin` first, `show` last."""
 
     def begin(self, heading: Sequence[str]) -> None:
         """Show the lines above the checks."""

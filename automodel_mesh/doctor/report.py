@@ -7,7 +7,8 @@ The keys of the document:
     environment   versions as text: automodel_mesh, torch, python, platform, era (the module of
                   automodel_mesh.compat that serves this torch), minimum_torch, newest_tested_torch
     ranks         number of ranks
-    mesh_shape    sizes of the axes pp, dp and tp of the mesh that most checks share
+    mesh_shape    sizes of the axes pp, dp and tp of the mesh that most checks share; in a launch, of its native axes
+    hosts         in a launch: the ranks that came, by host; else empty
     seconds       how long the run took, without the import of torch
     checks        one object for each check, in the order in which they ran:
         name, promise
@@ -16,11 +17,18 @@ The keys of the document:
         failures  one object for each rank that did not finish it, the cause first:
             rank
             kind       "raised", "died", "hung" (still running at the time limit) or "stopped" (still running
-                       some seconds after another rank had failed)
+                       some seconds after another rank had failed); in a launch also "missing" (it did not come),
+                       "silent" (it does not answer any more) or "differs" (in its versions, or its RANK is taken)
             error      one line
             traceback  the full traceback, or the stacks of a rank that hung, was stopped or crashed; may be empty
             output     what the rank wrote to stdout and stderr
-            seconds    when the rank failed, from the start of its ranks; null for "hung" and "stopped"
+            seconds    when the rank failed, from the start of its ranks; null if that is not known
+        groups    in a launch, one object for each process group of the axis:
+            axes       the axes that use it
+            ranks
+            count, sum what an all-reduce has added up: ranks, and their numbers
+            seconds    of such a small all-reduce, on the slowest rank
+            bandwidth  bytes per second of a large one, on the slowest rank
 
 `--list --json` prints `schema` and `checks`, each with its `name` and `promise`.
 """
@@ -30,24 +38,38 @@ from __future__ import annotations
 import math
 import platform
 import sys
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import torch
 
 from automodel_mesh import compat
+from automodel_mesh.checks import shown_ranks
 from automodel_mesh.doctor.world import World, mesh_shape
+from automodel_mesh.tables import Table
 from automodel_mesh.terminal import write_json
 from automodel_mesh.testing.report import RankFailure, group_identical, is_consequence, name_ranks, without_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from automodel_mesh.doctor.checks import Check
 
 JSON_SCHEMA: Final = 1
 
 Status = Literal["passed", "failed", "not run"]
+
+
+class GroupResult(NamedTuple):
+    """What the ranks of a process group have measured in a launch."""
+
+    axes: tuple[str, ...]
+    ranks: tuple[int, ...]
+    count: int
+    total: int
+    seconds: float
+    bandwidth: float
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,7 @@ class CheckResult:
         status: `"passed"` on every rank, `"failed"` on at least one, or `"not run"` because the ranks did not start.
         seconds: how long it took, until the last rank had finished it.
         failures: what each rank that did not finish it did instead, the cause first; empty if it passed.
+        groups: what was measured, if the check is of the axis of a launch.
     """
 
     name: str
@@ -67,6 +90,7 @@ class CheckResult:
     status: Status
     seconds: float
     failures: tuple[RankFailure, ...] = ()
+    groups: tuple[GroupResult, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -82,21 +106,20 @@ class Report:
         ranks: the number of ranks.
         results: one for each check, in the order in which they ran.
         seconds: how long the run took.
+        mesh_shape: the sizes of the native axes of the mesh that the ranks share.
+        hosts: in a launch, the ranks that came, by host.
     """
 
     ranks: int
     results: tuple[CheckResult, ...]
     seconds: float
+    mesh_shape: tuple[int, ...]
+    hosts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
         """Whether every check passed."""
         return all(result.passed for result in self.results)
-
-    @property
-    def mesh_shape(self) -> tuple[int, int, int]:
-        """The sizes of the axes `pp`, `dp` and `tp` of the mesh that most checks share."""
-        return mesh_shape(self.ranks)
 
 
 def describe_environment(version: str) -> dict[str, str]:
@@ -125,16 +148,48 @@ era {era}; supported: torch {minimum_torch} and newer, tested up to {newest_test
 """
 
 
-def heading_lines(environment: dict[str, str], ranks: int) -> list[str]:
-    """Return the lines above the checks: the versions, and the ranks that the checks run on."""
-    shape = mesh_shape(ranks)
-    axes = ", ".join(f"{name}={size}" for name, size in zip(World.names, shape, strict=True))
-    lines = [*_VERSIONS.format(**environment).splitlines(), f"{ranks} local gloo ranks as {axes}"]
+def version_lines(environment: dict[str, str]) -> list[str]:
+    """Return the first lines of a report: the versions."""
+    lines = _VERSIONS.format(**environment).splitlines()
     if compat.torch_at_least(str(newest := compat.NEWEST_TESTED_TORCH)) and newest != compat.TORCH_VERSION:
         lines.append(f"(this torch is newer than {newest}, the newest one that automodel-mesh was tested on)")
+    return lines
+
+
+def heading_lines(environment: dict[str, str], ranks: int) -> list[str]:
+    """Return the lines above the checks: the versions, and the local ranks that the checks run on."""
+    shape = mesh_shape(ranks)
+    axes = ", ".join(f"{name}={size}" for name, size in zip(World.names, shape, strict=True))
+    lines = [*version_lines(environment), f"{ranks} local gloo ranks as {axes}"]
     if min(shape) == 1:
         lines.append("(an axis of one rank cannot show everything: with 8 ranks three axes have more than one)")
     return lines
+
+
+def launch_tables(report: Report) -> list[Table]:
+    """Return the hosts of a launch, and for each axis the number of groups and what the slowest of them measured."""
+    hosts = tuple((host, name_ranks(ranks).partition(" ")[2]) for host, ranks in report.hosts.items())
+    rows: list[tuple[str, ...]] = []
+    for result in report.results:
+        if result.groups:
+            slowest = max(result.groups, key=lambda group: group.seconds)
+            fastest = min(group.seconds for group in result.groups)
+            rows.append(
+                (
+                    ", ".join(slowest.axes),
+                    f"{len(slowest.ranks):,}",
+                    f"{len(result.groups):,}",
+                    shown_ranks(slowest.ranks),
+                    f"{slowest.total:,}",
+                    f"{slowest.seconds * 1000:.2f} ms",
+                    f"{fastest * 1000:.2f} ms",
+                    f"{slowest.bandwidth / 1e9:.2f} GB/s",
+                )
+            )
+    columns = ("axes", "size", "groups", "slowest group", "sum", "time", "fastest", "bandwidth")
+    numbers = frozenset({"size", "groups", "sum", "time", "fastest", "bandwidth"})
+    tables = [Table("hosts", ("host", "ranks"), hosts)]
+    return [*tables, Table("all-reduce", columns, tuple(rows), numbers)] if rows else tables
 
 
 def failure_lines(result: CheckResult) -> Iterator[tuple[str, list[str]]]:
@@ -194,6 +249,7 @@ def document(report: Report, environment: dict[str, str]) -> dict[str, Any]:
         "environment": environment,
         "ranks": report.ranks,
         "mesh_shape": list(report.mesh_shape),
+        "hosts": {host: list(ranks) for host, ranks in report.hosts.items()},
         "seconds": round(report.seconds, 3),
         "checks": [
             {
@@ -202,10 +258,17 @@ def document(report: Report, environment: dict[str, str]) -> dict[str, Any]:
                 "status": result.status,
                 "seconds": round(result.seconds, 3),
                 "failures": [_failure_object(failure) for failure in result.failures],
+                "groups": [_group_object(group) for group in result.groups],
             }
             for result in report.results
         ],
     }
+
+
+def _group_object(group: GroupResult) -> dict[str, Any]:
+    axes, ranks, count, total, seconds, bandwidth = group
+    measured = {"count": count, "sum": total, "seconds": seconds, "bandwidth": round(bandwidth)}
+    return {"axes": list(axes), "ranks": list(ranks), **measured}
 
 
 def _failure_object(failure: RankFailure) -> dict[str, Any]:

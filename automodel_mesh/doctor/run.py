@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from automodel_mesh.doctor.checks import CHECKS, Check
 from automodel_mesh.doctor.report import CheckResult, Report, Status
-from automodel_mesh.doctor.world import World
+from automodel_mesh.doctor.world import World, mesh_shape
 from automodel_mesh.testing.ranks import run_ranks
 from automodel_mesh.testing.report import RankFailure, RanksFailed
 
@@ -63,7 +63,7 @@ def run_checks(
     run = _Run(checks, listener)
     while len(run.results) < len(checks):
         run.run_on_new_ranks(ranks, timeout)
-    return Report(ranks, tuple(run.results), time.perf_counter() - start_time)
+    return Report(ranks, tuple(run.results), time.perf_counter() - start_time, mesh_shape(ranks))
 
 
 class _Run:

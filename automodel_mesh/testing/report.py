@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Kind = Literal["died", "raised", "hung", "stopped"]
+Kind = Literal["died", "raised", "hung", "stopped", "missing", "silent", "differs"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class RankFailure:
     Attributes:
         rank: the rank's number.
         kind: ``"raised"`` an exception; ``"died"`` by a signal or an exit; ``"hung"``: still running at the
-            time limit; ``"stopped"``: still running some seconds after another rank had failed.
+            time limit; ``"stopped"``: still running some seconds after another rank had failed. In a launch that
+            ``automodel-mesh doctor`` checks also ``"missing"``: it did not come; ``"silent"``: it does not answer any
+            more; ``"differs"``: it has other versions, or the RANK of another process.
         summary: one line, such as ``"raised ValueError: no such axis"`` or ``"died by SIGKILL"``.
         details: the full traceback, or the Python stacks of a rank that hung, was stopped or crashed; may be empty.
         output: what the rank wrote to stdout and stderr; empty with ``capture=False``.
@@ -86,7 +88,8 @@ def group_identical(failures: Iterable[RankFailure]) -> list[tuple[str, list[Ran
     """
     groups: dict[tuple[str, str], list[RankFailure]] = {}
     for failure in failures:
-        summary = failure.summary if failure.kind == "died" else without_numbers(failure.summary)
+        exact = failure.kind in {"died", "missing", "silent", "differs"}
+        summary = failure.summary if exact else without_numbers(failure.summary)
         groups.setdefault((summary, without_numbers(failure.details)), []).append(failure)
     return [(f"{name_ranks(one.rank for one in group)} {group[0].summary}", group) for group in groups.values()]
 
