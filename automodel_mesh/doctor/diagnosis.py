@@ -35,6 +35,7 @@ def diagnose(request: LaunchRequest, board: Board, seconds: float) -> Report:
     for step, failure in _failures(request, told, seconds):
         failures[step].append(failure)
     causes = any(not is_consequence(failure) for of_step in failures for failure in of_step)
+    reached = min(_reached(request, told, rank) for rank in range(request.place.world_size))
     results: list[CheckResult] = []
     for index, (step, of_step) in enumerate(zip(request.steps, failures, strict=True)):
         of_step.sort(key=lambda failure: (is_consequence(failure), failure.seconds, failure.rank))
@@ -42,7 +43,7 @@ def diagnose(request: LaunchRequest, board: Board, seconds: float) -> Report:
         only_consequences = causes and all(map(is_consequence, of_step))
         status: Status = "failed"
         if not of_step or only_consequences:
-            status = "passed" if not of_step and len(done) == request.place.world_size else "not run"
+            status = "passed" if not of_step and reached > index else "not run"
         groups = _groups(request, told, step.name)
         results.append(CheckResult(step.name, step.promise, status, max(done, default=0.0), tuple(of_step), groups))
     hosts: dict[str, list[int]] = {}
@@ -50,6 +51,14 @@ def diagnose(request: LaunchRequest, board: Board, seconds: float) -> Report:
         hosts.setdefault(member.host, []).append(rank)
     shape = tuple(axis.size for axis in request.planned.axes if axis.kind == "native")
     return Report(request.place.world_size, tuple(results), seconds, shape, hosts)
+
+
+def _reached(request: LaunchRequest, told: Told, rank: int) -> int:
+    """Return how many steps a rank has finished."""
+    ending = told.endings.get(rank)
+    if ending is not None and ending.how == "finished":
+        return len(request.steps)
+    return told.steps.get(rank, ARRIVAL) if ending is None else ending.step
 
 
 def _failures(request: LaunchRequest, told: Told, seconds: float) -> Iterator[tuple[int, RankFailure]]:
@@ -77,7 +86,10 @@ def _failures(request: LaunchRequest, told: Told, seconds: float) -> Iterator[tu
             summary = f"raised {ending.error}"
             yield ending.step, RankFailure(rank, "raised", summary, ending.details, "", ending.elapsed)
         elif ending.how == "ended":
-            yield ending.step, RankFailure(rank, "stopped", "was ended by the launcher (SIGTERM)", "", "", math.inf)
+            yield (
+                ending.step,
+                RankFailure(rank, "stopped", "got SIGTERM from the launcher in this step", "", "", math.inf),
+            )
         elif ending.how == "waiting" and ending.step > VERSIONS:
             if causes:
                 yield ending.step, RankFailure(rank, "stopped", "waited in this step until the end", "", "", math.inf)

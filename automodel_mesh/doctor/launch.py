@@ -37,10 +37,9 @@ if TYPE_CHECKING:
 GRACE_SECONDS: Final = 3.0
 """How long ranks have to say how they ended, after the first of them has, or after the time limit."""
 
-ARRIVAL, VERSIONS, START, MESH, AXES = range(5)
-"""The steps by index: the first four, and the first axis."""
+ARRIVAL, VERSIONS, START = range(3)
+"""The first steps, by index."""
 
-FAILED: Final = 1
 _POLL_SECONDS: Final = 0.1
 
 
@@ -223,6 +222,7 @@ class _Work:
         self._request = request
         self._board = board
         self._groups: dict[str, Measured] = {}
+        self._device = torch.device("cpu")
         self._thread = threading.Thread(target=self._run, name="automodel-mesh-steps", daemon=True)
 
     def start(self) -> None:
@@ -255,14 +255,18 @@ class _Work:
     def _actions(self) -> Iterator[Callable[[], None]]:
         made: list[Meshes] = []
         request = self._request
-        yield lambda: setattr(self, "_info", initialize_distributed(request.backend, request.timeout / 60))
+        yield self._start_world
         yield lambda: made.append(build_meshes(request.strategy, request.sizes))
         for name, group in request.groups_of(request.place.rank).items():
             yield partial(self._measure, name, group, made[0])
 
+    def _start_world(self) -> None:
+        seconds = self._request.timeout + 4 * GRACE_SECONDS  # so that no rank raises before the launch is ended
+        self._device = initialize_distributed(self._request.backend, seconds / 60).device
+
     def _measure(self, name: str, expected: RankGroup, meshes: Meshes) -> None:
         group = _process_group(self._request.planned, expected, meshes)
-        self._groups[name] = measure(group, expected.ranks, self._info.device)
+        self._groups[name] = measure(group, expected.ranks, self._device)
 
 
 def _process_group(planned: MeshPlan, group: RankGroup, meshes: Meshes) -> ProcessGroup | None:
