@@ -88,7 +88,7 @@ def _failures(request: LaunchRequest, told: Told, seconds: float) -> Iterator[tu
         elif ending.how == "ended":
             yield (
                 ending.step,
-                RankFailure(rank, "stopped", "got SIGTERM from the launcher in this step", "", "", math.inf),
+                RankFailure(rank, "stopped", "got SIGTERM from the launcher", "", "", math.inf),
             )
         elif ending.how == "waiting" and ending.step > VERSIONS:
             if causes:

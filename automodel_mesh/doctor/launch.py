@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import torch
 import torch.distributed as dist
 
 from automodel_mesh import compat
