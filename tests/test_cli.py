@@ -61,7 +61,7 @@ def command(*arguments: str, program: str | None = None) -> subprocess.Completed
 
 def check_document(document: dict[str, Any]) -> None:
     """Assert that a JSON report has the documented keys, and values of their types."""
-    assert list(document) == ["schema", "passed", "environment", "ranks", "mesh_shape", "seconds", "checks"]
+    assert list(document) == ["schema", "passed", "environment", "ranks", "mesh_shape", "hosts", "seconds", "checks"]
     assert document["schema"] == 1
     environment = document["environment"]
     keys = {"automodel_mesh", "torch", "python", "platform", "era", "minimum_torch", "newest_tested_torch"}
@@ -69,7 +69,7 @@ def check_document(document: dict[str, Any]) -> None:
     assert all(isinstance(text, str) and text for text in environment.values())
     assert isinstance(document["seconds"], float)
     for check in document["checks"]:
-        assert list(check) == ["name", "promise", "status", "seconds", "failures"]
+        assert list(check) == ["name", "promise", "status", "seconds", "failures", "groups"]
         assert check["status"] in {"passed", "failed", "not run"}
         for failure in check["failures"]:
             assert list(failure) == ["rank", "kind", "error", "traceback", "output", "seconds"]

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Final, Literal, NamedTuple
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # missing in torch's stubs
 
 from automodel_mesh.init_utils import RankInfo
 
@@ -31,7 +31,7 @@ class Member(NamedTuple):
 class Measured(NamedTuple):
     """What a rank has measured in one of its process groups."""
 
-    count: int
+    number: int
     """How many ranks the sum has added up."""
     total: int
     """The sum of their numbers."""

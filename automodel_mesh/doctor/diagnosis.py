@@ -32,8 +32,8 @@ def diagnose(request: LaunchRequest, board: Board, seconds: float) -> Report:
     """
     told = Told(board.members(), board.members("twice"), board.steps(), board.endings())
     failures: list[list[RankFailure]] = [[] for _ in request.steps]
-    for step, failure in _failures(request, told, seconds):
-        failures[step].append(failure)
+    for number, failure in _failures(request, told, seconds):
+        failures[number].append(failure)
     causes = any(not is_consequence(failure) for of_step in failures for failure in of_step)
     reached = min(_reached(request, told, rank) for rank in range(request.place.world_size))
     results: list[CheckResult] = []
@@ -136,5 +136,5 @@ def _groups(request: LaunchRequest, told: Told, step: str) -> tuple[GroupResult,
         slower = found.get(ranks)
         seconds = max(measured.seconds, slower.seconds if slower else 0.0)
         bandwidth = min(measured.bandwidth, slower.bandwidth if slower else math.inf)
-        found[ranks] = GroupResult(group.axes, ranks, measured.count, measured.total, seconds, bandwidth)
+        found[ranks] = GroupResult(group.axes, ranks, measured.number, measured.total, seconds, bandwidth)
     return tuple(found.values())

@@ -66,7 +66,7 @@ class GroupResult(NamedTuple):
 
     axes: tuple[str, ...]
     ranks: tuple[int, ...]
-    count: int
+    number: int
     total: int
     seconds: float
     bandwidth: float
