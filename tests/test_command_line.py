@@ -73,7 +73,7 @@ def test_the_help_of_each_command_has_examples_and_exit_statuses(capsys: pytest.
     for command in ([], *([name] for name in names)):
         text = help_of(capsys, *command)
         (examples,) = re.findall(r"^examples:\n((?:  .*\n)+)", text, re.MULTILINE)
-        assert all(line.startswith("  automodel-mesh ") for line in examples.splitlines())
+        assert all(re.match("  (automodel-mesh|torchrun .*-m automodel_mesh) ", line) for line in examples.splitlines())
         assert len(examples.splitlines()) >= 3
         statuses = text.partition("\nExit status: ")[2]
         assert {"0", "2"} <= set(re.findall(r"\b(\d+) \w", statuses))

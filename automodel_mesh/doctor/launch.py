@@ -6,10 +6,11 @@ thread talks to the other ranks through the store. The main thread waits for tha
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
-import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -237,8 +238,8 @@ class _Work:
             error = traceback.format_exception_only(type(self.error), self.error)[0].splitlines()[0]
             mistake = isinstance(self.error, (ValueError, compat.RanksDisagreeError))
             details = "" if mistake else "".join(traceback.format_exception(self.error))
-        elif how == "waiting" and self._thread.ident in (frames := sys._current_frames()):  # noqa: SLF001 - documented
-            details = "".join(traceback.format_stack(frames[self._thread.ident]))
+        elif how == "waiting" and self._thread.is_alive():
+            details = _stacks()
         return Ending(how, self.step, elapsed, list(self.seconds), dict(self._groups), error, details)
 
     def _run(self) -> None:
@@ -268,6 +269,14 @@ class _Work:
     def _measure(self, name: str, expected: RankGroup, meshes: Meshes) -> None:
         group = _process_group(self._request.planned, expected, meshes)
         self._groups[name] = measure(group, expected.ranks, self._device)
+
+
+def _stacks() -> str:
+    """Return the stack of each thread of this process."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read()
 
 
 def _process_group(planned: MeshPlan, group: RankGroup, meshes: Meshes) -> ProcessGroup | None:
