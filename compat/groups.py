@@ -39,14 +39,17 @@ logger = logging.getLogger(__name__)
 class GroupSpec(NamedTuple):
     """What a process group is asked to be; `None` means as the default group is.
 
-    Specs are equal when they ask for the same: options by identity, and `owner`, the name of an axis that wants a
-    communicator which no other axis uses.
+    Specs are equal when they ask for the same: options are compared by identity.
     """
 
     backend: str | None = None
+    """The backend, such as `"gloo"`."""
     options: Backend.Options | None = None
+    """The options of the backend."""
     timeout: timedelta | None = None
+    """The timeout of operations on the group."""
     owner: str | None = None
+    """The name of the axis that wants a communicator of its own."""
 
     def creation_timeout(self) -> timedelta | None:
         """Return the timeout to make groups with: c10d overwrites the one inside the options with its default."""
@@ -76,12 +79,19 @@ class GroupReport(NamedTuple):
     """What `list_process_groups` reports of one process group."""
 
     name: str
+    """The name of the group."""
     axes: tuple[str, ...]
+    """The axes that use it."""
     ranks: tuple[int, ...]
+    """Its global ranks, in their order in the group."""
     backend: str
+    """Its backend, such as `"gloo"`."""
     options: object | None
+    """The options that were asked for; `None` for the default."""
     timeout: timedelta | None
+    """The timeout that was asked for; `None` for the default."""
     made_here: bool
+    """Whether this library made it."""
 
 
 class AxisRequest(NamedTuple):

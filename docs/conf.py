@@ -15,6 +15,7 @@ from unittest import mock
 
 import tomllib
 from packaging.version import Version
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 from automodel_mesh import cli
@@ -43,7 +44,7 @@ try:
 except metadata.PackageNotFoundError:  # a checkout that is not installed
     release = version = ""
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "benchmarks/results.md"]  # the latter is a part of benchmarks/index.md
 html_theme = "furo"
 html_title = f"automodel-mesh {version}".strip()  # in the sidebar of each page
@@ -56,7 +57,6 @@ default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Torch releases", "notes_style"), ("Source", "notes_style")]
-# __all__ decides, and its order: what a page documents is what the module offers.
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -236,7 +236,18 @@ class FromData(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(self.PARTS[self.arguments[0]]()), allow_section_headings=True)
 
 
+def text_where_it_is_defined(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Describe data that its module imports with the text below its definition; autodoc shows that of its class."""
+    if what != "data":
+        return
+    modules = [module for module in sorted(sys.modules) if module.partition(".")[0] == "automodel_mesh"]
+    for texts in (ModuleAnalyzer.for_module(module).find_attr_docs() for module in modules):
+        if text := texts.get(("", name.rpartition(".")[2])):
+            lines[:] = text
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directive."""
+    """Register the directive, and what autodoc needs."""
     app.add_directive("from-data", FromData)
+    app.connect("autodoc-process-docstring", text_where_it_is_defined, priority=600)  # after napoleon
     return {"parallel_read_safe": True}

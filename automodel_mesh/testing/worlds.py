@@ -26,15 +26,12 @@ class LeakError(AssertionError):
 
 
 class DeviceBackend(NamedTuple):
-    """A device type and a backend for it: the value of fixture `device_backend`.
-
-    Attributes:
-        device_type: ``"cpu"``, or that of an accelerator, such as ``"cuda"``.
-        backend: ``"gloo"``, or that of the accelerator, such as ``"nccl"``.
-    """
+    """A device type and a backend for it: the value of fixture `device_backend`."""
 
     device_type: str
+    """`"cpu"`, or that of an accelerator, such as `"cuda"`."""
     backend: str
+    """`"gloo"`, or that of the accelerator, such as `"nccl"`."""
 
 
 @contextlib.contextmanager
