@@ -423,7 +423,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-report", python=TOOLS_PYTHON)
 def bench_report(session: nox.Session) -> None:
-    """Make docs/benchmarks/results.md and its plot from what the benchmarks measured last."""
+    """Make the tables of docs/benchmarks and their plot from what the benchmarks measured last."""
     files = [bench_results(session, row) for row in BENCH_ROWS.values()]
     if missing := [file.name for file in files if not file.exists()]:
         session.error(f"no results of {', '.join(missing)}: run nox -s bench first")

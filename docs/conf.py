@@ -45,12 +45,14 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
     release = version = ""
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["_build", "benchmarks/results.md"]  # the latter is a part of benchmarks/index.md
+exclude_patterns = ["_build", "benchmarks/headlines.md"]  # the latter is a part of benchmarks/index.md
 html_theme = "furo"
 html_title = f"automodel-mesh {version}".strip()  # in the sidebar of each page
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 
 # Docstrings are Google style, in Markdown's spirit: a single backtick means code.
 default_role = "code"
@@ -60,6 +62,7 @@ napoleon_custom_sections = [("Torch releases", "notes_style"), ("Source", "notes
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88  # a longer signature has a line for each parameter
 autodoc_type_aliases = {
     "BackendChoice": "BackendChoice",
     "Layout": "Layout",
@@ -246,8 +249,14 @@ def text_where_it_is_defined(app: Sphinx, what: str, name: str, obj: object, opt
             lines[:] = text
 
 
+def plain_names(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returned: str) -> Any:
+    """Write a type alias in a signature by its name; Sphinx 9 writes the repr of what it puts in its place."""
+    return [text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returned)]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive, and what autodoc needs."""
     app.add_directive("from-data", FromData)
+    app.connect("autodoc-process-signature", plain_names)
     app.connect("autodoc-process-docstring", text_where_it_is_defined, priority=600)  # after napoleon
     return {"parallel_read_safe": True}

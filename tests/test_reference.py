@@ -34,7 +34,11 @@ PUBLIC = (
 # The names of a module are its `__all__`; of errors, which has none, its classes.
 NAMES = {
     module: tuple(
-        getattr(import_module(module), "__all__", [name for name in dir(import_module(module)) if re.fullmatch(r"[A-Z]\w+Error", name)])
+        getattr(
+            import_module(module),
+            "__all__",
+            [name for name in dir(import_module(module)) if re.fullmatch(r"[A-Z]\w+Error", name)],
+        )
     )
     for module in PUBLIC
 }
@@ -47,7 +51,9 @@ def documented() -> list[str]:
     found = []
     for page in sorted(FOLDER.glob("*.md")):
         module = ""
-        for directive, argument in re.findall(r"^\.\. (currentmodule|auto\w+):: (\S+)$", page.read_text(), re.MULTILINE):
+        for directive, argument in re.findall(
+            r"^\.\. (currentmodule|auto\w+):: (\S+)$", page.read_text(), re.MULTILINE
+        ):
             if directive == "currentmodule":
                 module = argument
             else:

@@ -1,4 +1,4 @@
-"""Makes results.md and the plot of this folder out of what `nox -s bench` measured.
+"""Makes headlines.md, results.md and the plot of this folder out of what `nox -s bench` measured.
 
     python docs/benchmarks/render.py RESULTS.json [RESULTS.json ...]
 
@@ -17,11 +17,14 @@ from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from packaging.version import Version
 
 OURS: Final = "ours"
 TORCH: Final = "torch"
 HERE: Final = Path(__file__).parent
+MADE: Final = "<!-- Made by docs/benchmarks/render.py from what `nox -s bench` measured. -->"
+UNBROKEN: Final = "\N{NO-BREAK SPACE}"  # between a number and its unit
 PLOTTED: Final = 'get_flat_mesh(mesh, "tp")'
 LOOKUP: Final = "test_time_of_lookups"
 BUILD: Final = "test_time_of_building"
@@ -42,6 +45,11 @@ class Release:
     machine: str
     date: str
     found: dict[str, dict[Case, dict[str, Found]]]
+
+    @property
+    def short(self) -> str:
+        """The release without its patch."""
+        return ".".join(self.torch.split(".")[:2])
 
     @staticmethod
     def read(path: Path) -> Release:
@@ -68,11 +76,15 @@ Cell = Callable[[Release], str]
 Row = tuple[str, Cell]
 
 
-def duration(seconds: float) -> str:
-    """Write a time with the unit that suits it."""
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
+def duration(time: float) -> str:
+    """Write a time in seconds with the unit that suits it."""
+    number, unit = (time, "s") if time >= 1 else (time * 1e3, "ms") if time >= 1e-3 else (time * 1e6, "µs")
+    return f"{number:.3g}{UNBROKEN}{unit}"
+
+
+def times_ours(ratio: float) -> str:
+    """Write how many times ours torch's is."""
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
 def times(test: str, case: Case, read: Callable[[Found], float] = lambda found: found["seconds"]) -> Cell:
@@ -81,8 +93,7 @@ def times(test: str, case: Case, read: Callable[[Found], float] = lambda found: 
     def cell(release: Release) -> str:
         sides = release.found[test][case]
         ours, torchs = read(sides[OURS]), read(sides[TORCH])
-        ratio = torchs / ours
-        return f"{duration(ours)} / {duration(torchs)}: **{f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.1f}'}**"
+        return f"{duration(ours)} / {duration(torchs)}: **{times_ours(torchs / ours)}**"
 
     return cell
 
@@ -140,9 +151,10 @@ def results(releases: list[Release]) -> str:
     measured = ", ".join(f"torch {release.torch} on Python {release.python}" for release in releases)
     megabytes = 1e6
     parts = [
-        "<!-- Made by docs/benchmarks/render.py from what `nox -s bench` measured. -->",
-        f"Measured on {releases[-1].date}, {releases[-1].machine}; {measured}.",
-        "![Repeated lookups and building over the number of ranks, ours and torch's](results.svg)",
+        MADE,
+        "# All measurements",
+        f"Measured on {releases[-1].date}, {releases[-1].machine}; {measured}. A cell reads *ours / torch's:* **torch's divided "
+        "by ours**; all are medians. [What is measured](index.md#what-is-measured), and how to read it.",
         "## Repeated lookups",
         table("", releases, lookup_rows(lookups, "seconds")),
         "## First lookups",
@@ -182,43 +194,113 @@ def results(releases: list[Release]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def curves(release: Release, side: str) -> dict[str, list[tuple[int, float]]]:
-    """Return the points of a release's two curves: ranks and seconds."""
-    lookups = release.found[LOOKUP].items()
-    builds = release.found[BUILD].items()
-    return {
-        f"repeated {PLOTTED}": sorted(
-            (case[0], sides[side]["seconds"])  # type: ignore[misc]
-            for case, sides in lookups
-            if case[1] == PLOTTED
-        ),
-        "build dp_shard x tp": sorted(
-            (math.prod(case[0]), sides[side]["seconds"])  # type: ignore[arg-type]
-            for case, sides in builds
-            if case[0][0] == 1 and not case[1]  # type: ignore[index]
-        ),
-    }
+def seconds(found: Found) -> float:
+    """Return the median time."""
+    return float(found["seconds"])
+
+
+def calls(found: Found) -> float:
+    """Return how often a rank called `new_group`."""
+    return float(found["new_group calls"])
+
+
+WIDE: Final = ((1, 1, 8192, 1, 8), 0)
+HEADLINES: Final[tuple[tuple[str, str, Case, Callable[[Found], float]], ...]] = (
+    ("Look up an axis again, 16,384 ranks", LOOKUP, (16_384, PLOTTED), seconds),
+    ("Build a mesh and its derived axes, 65,536 ranks", BUILD, WIDE, seconds),
+    ("… calls of `new_group` on each rank", BUILD, WIDE, calls),
+    ("The first mesh of a process, 8 ranks", FIRST_MESH, (), seconds),
+    ("Build a mesh on 8 gloo ranks", RANKS, ("dp_shard 4 x tp 2",), seconds),
+)
+
+
+def headlines(releases: list[Release]) -> str:
+    """Write the five ratios and the plot that the page begins with."""
+    *others, newest = releases
+    span = f"{others[0].short} to {others[-1].short}"
+    lines = [f"| torch {newest.short} | ours | torch's | torch's / ours | on {span} |", "|---|--:|--:|--:|--:|"]
+    for name, test, case, read in HEADLINES:
+        sides = [[read(release.found[test][case][side]) for side in (OURS, TORCH)] for release in releases]
+        *ratios, ratio = (torchs / ours for ours, torchs in sides)
+        write = duration if read is seconds else "{:,.0f}".format
+        ends = " to ".join(dict.fromkeys(times_ours(end) for end in (min(ratios), max(ratios))))
+        lines.append(f"| {name} | {' | '.join(map(write, sides[-1]))} | **{times_ours(ratio)}** | {ends} |")
+    picture = "![Time of repeated lookups and of building over the number of ranks, ours and torch's](results.svg)"
+    return "\n\n".join([MADE, "\n".join(lines), picture]) + "\n"
+
+
+Line = tuple[str, list[tuple[int, float]]]
+"""The release of a line in the plot, and its points: ranks and seconds."""
+
+
+def lookup_line(release: Release, side: str) -> Line:
+    """Return the times of a repeated lookup."""
+    found = release.found[LOOKUP].items()
+    return release.short, sorted((case[0], seconds(sides[side])) for case, sides in found if case[1] == PLOTTED)  # type: ignore[misc]
+
+
+def build_line(release: Release, side: str) -> Line:
+    """Return the times of building a mesh of the axes dp_shard and tp."""
+    found = release.found[BUILD].items()
+    return release.short, sorted(
+        (math.prod(case[0]), seconds(sides[side]))  # type: ignore[arg-type]
+        for case, sides in found
+        if case[0][0] == 1 and not case[1]  # type: ignore[index]
+    )
+
+
+PANELS: Final = (
+    ("Look up an axis again", lookup_line, range(-7, 1)),
+    ("Build a mesh and its derived axes", build_line, range(-3, 2)),
+)
+COLOURS: Final = {TORCH: "#D55E00", OURS: "#0072B2"}
 
 
 def plot(releases: list[Release], path: Path) -> None:
-    """Draw repeated lookups and building over the number of ranks."""
-    mpl.rcParams["svg.hashsalt"] = "automodel-mesh"  # the same picture from the same numbers
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for number, release in enumerate(releases):
-        for side, style in ((TORCH, "--"), (OURS, "-")):
-            for axes, (title, points) in zip(panels, curves(release, side).items(), strict=True):
-                label = f"{side}, torch {release.torch}" if side == OURS else f"torch {release.torch}"
-                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", marker=".", label=label)
-                axes.set(xscale="log", yscale="log", title=title, xlabel="ranks", ylabel="seconds")
-                axes.grid(visible=True, alpha=0.3)
-    panels[0].legend(fontsize="x-small")
+    """Draw repeated lookups and building over the number of ranks, one above the other, each line with its name."""
+    mpl.rcParams.update({"svg.hashsalt": "automodel-mesh", "font.size": 15})  # the same picture from the same numbers
+    figure, panels = plt.subplots(2, 1, figsize=(7.2, 8.6), layout="constrained")
+    ranks = [8, 256, 4096, 65_536]
+    for axes, (title, line, powers) in zip(panels, PANELS, strict=True):
+        for side in (TORCH, OURS):
+            draw_lines(axes, side, [line(release, side) for release in releases])
+        axes.set_title(title, loc="left", fontsize=15, weight="bold")
+        axes.set(xscale="log", yscale="log", xlim=(6, 65_536 * 60), ylim=(10.0 ** powers[0], 10.0 ** powers[-1]))
+        axes.minorticks_off()
+        axes.set_xticks(ranks, [f"{number:,}" for number in ranks])
+        axes.set_yticks([10.0**power for power in powers], [duration(10.0**power) for power in powers])
+        axes.grid(visible=True, alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("ranks", loc="left")
     figure.savefig(path, metadata={"Date": None})
 
 
+def draw_lines(axes: Axes, side: str, lines: list[Line]) -> None:
+    """Draw the lines of one side, and name them at their ends: one name for those that end near each other."""
+    named: list[list[Line]] = []
+    for line in sorted(lines, key=end):
+        axes.plot(*zip(*line[1], strict=True), color=COLOURS[side], marker=".")
+        if named and end(line) < 2.5 * end(named[-1][-1]):
+            named[-1].append(line)
+        else:
+            named.append([line])
+    for group in named:
+        names = ", ".join(sorted((name for name, _ in group), key=Version))
+        words = f"{'ours, on torch' if side == OURS else side} {names}".replace(", 2.1", ",\n2.1", 1)
+        place = (group[0][1][-1][0], math.sqrt(end(group[0]) * end(group[-1])))
+        axes.annotate(words, place, (7, 0), textcoords="offset points", va="center", color=COLOURS[side], fontsize=13)
+
+
+def end(line: Line) -> float:
+    """Return the last time of a line."""
+    return line[1][-1][1]
+
+
 def main(files: list[str]) -> None:
-    """Write the results page and the plot."""
+    """Write the headlines, the page of results and the plot."""
     releases = sorted(map(Release.read, map(Path, files)), key=lambda release: Version(release.torch))
-    (HERE / "results.md").write_text(results(releases))
+    (HERE / "headlines.md").write_text(headlines(releases), encoding="utf-8")
+    (HERE / "results.md").write_text(results(releases), encoding="utf-8")
     plot(releases, HERE / "results.svg")
 
 
