@@ -239,8 +239,9 @@ class FromData(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(self.PARTS[self.arguments[0]]()), allow_section_headings=True)
 
 
-def text_where_it_is_defined(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def text_where_it_is_defined(*event: Any) -> None:
     """Describe data that its module imports with the text below its definition; autodoc shows that of its class."""
+    _, what, name, _, _, lines = event
     if what != "data":
         return
     modules = [module for module in sorted(sys.modules) if module.partition(".")[0] == "automodel_mesh"]
@@ -249,8 +250,9 @@ def text_where_it_is_defined(app: Sphinx, what: str, name: str, obj: object, opt
             lines[:] = text
 
 
-def plain_names(app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returned: str) -> Any:
+def plain_names(*event: Any) -> list[str | None]:
     """Write a type alias in a signature by its name; Sphinx 9 writes the repr of what it puts in its place."""
+    *_, signature, returned = event
     return [text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returned)]
 
 

@@ -153,8 +153,9 @@ def results(releases: list[Release]) -> str:
     parts = [
         MADE,
         "# All measurements",
-        f"Measured on {releases[-1].date}, {releases[-1].machine}; {measured}. A cell reads *ours / torch's:* **torch's divided "
-        "by ours**; all are medians. [What is measured](index.md#what-is-measured), and how to read it.",
+        f"Measured on {releases[-1].date}, {releases[-1].machine}; {measured}. A cell reads "
+        "*ours / torch's:* **torch's divided by ours**; all are medians. "
+        "[What is measured](index.md#what-is-measured), and how to read it.",
         "## Repeated lookups",
         table("", releases, lookup_rows(lookups, "seconds")),
         "## First lookups",
