@@ -55,9 +55,9 @@ def command(line: str, program: str = WITHOUT_TORCH) -> subprocess.CompletedProc
 # --- the page
 
 
-@pytest.mark.parametrize("index", range(len(re.findall("^automodel-mesh plan", PAGE, re.MULTILINE))))
+@pytest.mark.parametrize("index", range(len(re.findall(r"^automodel-mesh plan .*[^\\]$", PAGE, re.MULTILINE))))
 def test_commands_of_the_page_print_what_it_shows(index: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command of the page prints the text below it, to stdout, or to stderr if it is refused."""
+    """Each command on one line prints the text below it, to stdout, or to stderr if refused; a longer one draws."""
     found = re.findall(
         r"^```bash\nautomodel-mesh (plan [^\n]*)\n```\n\n```text\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE
     )
