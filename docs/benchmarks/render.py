@@ -31,6 +31,8 @@ BUILD: Final = "test_time_of_building"
 FIRST_MESH: Final = "test_time_of_the_first_mesh_of_a_process"
 RANKS: Final = "test_time_on_eight_gloo_ranks"
 MEETING: Final = "test_the_meeting_of_eight_ranks"
+PLAN: Final = "test_time_of_planning_a_million_ranks"
+NOTHING: Final = "python -c pass"
 
 Case = tuple[object, ...]
 Found = dict[str, Any]
@@ -189,6 +191,16 @@ def results(releases: list[Release]) -> str:
                 (f"{what}, {case[0]}", counts(RANKS, case, what))
                 for case in ranks
                 for what in ("groups", "threads", "open files")
+            ],
+        ),
+        "## A plan of 1,048,576 ranks",
+        "The whole command `automodel-mesh plan`, and a Python that does nothing:",
+        table(
+            "",
+            releases,
+            [
+                (f"`{name}`", lambda release, whose=whose: duration(seconds(release.found[PLAN][()][whose])))
+                for name, whose in (("automodel-mesh plan", OURS), (NOTHING, NOTHING))
             ],
         ),
     ]
