@@ -6,6 +6,7 @@ package and nowhere else in the project.
 
 from __future__ import annotations
 
+from automodel_mesh.compat.backporting import Backport, backport
 from automodel_mesh.compat.create import init_device_mesh
 from automodel_mesh.compat.describe import describe
 from automodel_mesh.compat.eras.gate import ERA_NAME, era
@@ -40,6 +41,7 @@ __all__ = [
     "NEWEST_TESTED_TORCH",
     "TORCH_VERSION",
     "AxisOrderError",
+    "Backport",
     "GroupReport",
     "GroupSpec",
     "MeshArgumentError",
@@ -52,6 +54,7 @@ __all__ = [
     "UnnamedMeshError",
     "UnsupportedTorchError",
     "abort_process_groups",
+    "backport",
     "concatenate",
     "describe",
     "destroy_process_groups",

@@ -8,7 +8,7 @@ from automodel_mesh.compat.compiled import forget_compiled_lookups, never_compil
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.family import Family, in_use
 from automodel_mesh.compat.groups import GroupReport
-from automodel_mesh.compat.worlds import end_groups
+from automodel_mesh.compat.worlds import current_world, end_groups, find_process_group
 
 
 @never_compiled
@@ -71,6 +71,21 @@ def abort_process_groups(mesh: DeviceMesh) -> None:
         `torch.distributed.device_mesh.DeviceMesh.abort`.
     """
     _close(mesh, abort=True)
+
+
+@never_compiled
+def abort_root(root: DeviceMesh) -> None:
+    """Abort all process groups of a root mesh's family but the default one, and close the family.
+
+    As `abort_process_groups`, but those that torch made too, which are all groups of a mesh that torch made.
+    """
+    family = Family.known(root)
+    if family is not None and family.closed:
+        return
+    others = [find_process_group(report.name) for report in list_process_groups(root) if not report.made_here]
+    abort_process_groups(root)
+    world = current_world()
+    end_groups([group for group in others if group is not world], abort=True)
 
 
 def _close(mesh: DeviceMesh, *, abort: bool = False) -> None:

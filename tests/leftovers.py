@@ -31,6 +31,7 @@ NOT_READ: Final = {
 
 ERAS: Final = "compat/eras"
 FACTS: Final = f"{ERAS}/facts.py"
+NEWEST: Final = f"{ERAS}/newest.py"
 FACT: Final = r"^([A-Z][A-Z_]+): Final\b"
 SENTENCE: Final = r"floor\s+(?:# )?reaches\s+(?:# )?(\d+\.\d+)"
 
@@ -74,6 +75,7 @@ RULES: Final = (
     Rule(FACT, "delete {}, as its text says", FACTS),
     Rule(SENTENCE, "delete what goes at {}, as it says here", f"(?!{FACTS})"),
     Rule(r"""torch_at_least\(["'](\d[\d.]*)["']\)""", 'torch_at_least("{}") is always true: keep that case only'),
+    Rule(r"""^(?:    .*|        )"(\d\.\d+)",(?: "|$)""", "torch {} has it: delete what is said of it", NEWEST),
     Rule(r"\bfacts\.([A-Z_]+)", "{} is the same on every release: keep that case only"),
     Rule(r"\b(since_\d+_\d+)\b", "{} serves no supported release: delete it, and what is said about it"),
     Rule(r'^until = "([\d.]+)"', "no release before {} is supported: delete the entry", "compat/ledger.toml"),
