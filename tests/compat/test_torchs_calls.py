@@ -86,7 +86,11 @@ KINDS: Final[dict[str, Callable[[], DeviceMesh]]] = {
 """How each kind of mesh is made, each in a family of its own."""
 
 
-def answers(call: Callable[[DeviceMesh], object], outside: Callable[[], object] = int) -> dict[str, set[object]]:
+def answers(
+    call: Callable[[DeviceMesh], object],
+    outside: Callable[[], object] = int,
+    kinds: dict[str, Callable[[], DeviceMesh]] = KINDS,
+) -> dict[str, set[object]]:
     """Make a call on every kind of mesh, on real ranks; return the answers of the ranks, the same if all is well.
 
     A refusal is an answer too. Ranks outside of a mesh make another call, by default none.
@@ -95,7 +99,7 @@ def answers(call: Callable[[DeviceMesh], object], outside: Callable[[], object] 
     def body() -> dict[str, object]:
         warnings.simplefilter("ignore")  # torch warns about slices of flattened axes and about random numbers
         found: dict[str, object] = {}
-        for kind, make in KINDS.items():
+        for kind, make in kinds.items():
             mesh = make()
             if compat.get_coordinate(mesh) is not None:
                 found[kind] = call(mesh)
@@ -105,7 +109,7 @@ def answers(call: Callable[[DeviceMesh], object], outside: Callable[[], object] 
         return found
 
     by_rank = run_ranks(body, RANKS, timeout=120.0)
-    return {kind: {answer[kind] for answer in by_rank if kind in answer} for kind in KINDS}
+    return {kind: {answer[kind] for answer in by_rank if kind in answer} for kind in kinds}
 
 
 def attempt(call: Callable[..., Any], *args: Any) -> Any:
