@@ -3,6 +3,7 @@
     automodel-mesh doctor   checks the contract on the installed torch: `doctor/command.py`
     automodel-mesh plan     says what a mesh needs before it runs: `planning/command.py`
     automodel-mesh releases lists the supported releases of torch: `tracking/releases.py`
+    automodel-mesh run      runs a program that is written for the newest torch: `running.py`
     automodel-mesh track    says what a torch changes of the private names we use: `tracking/command.py`
 
 The report of a subcommand goes to stdout; with `--json` stdout has one JSON document and nothing else. Each of these
@@ -10,7 +11,7 @@ modules describes, or says where to find, the keys of its document and its exit 
 well, 1 if it is not, 2 if the arguments are wrong or there is nothing to report on (then stdout is empty, and stderr
 says why) or stdout cannot be written, 130 after Ctrl-C, 141 if the reader of stdout has gone, as `head` does.
 
-torch is imported by `doctor` only, after its arguments have been parsed.
+torch is imported by `doctor` and `run` only, after their arguments have been parsed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
+from automodel_mesh import running
 from automodel_mesh.doctor import command as doctor_command
 from automodel_mesh.planning import command as plan_command
 from automodel_mesh.terminal import visible
@@ -42,6 +44,7 @@ _EPILOG: Final = """\
 examples:
   automodel-mesh doctor
   automodel-mesh plan --world-size 64 --tp 8
+  automodel-mesh run train.py
   automodel-mesh track newest
 
 pip install 'automodel-mesh[cli]' adds tables, colours (not with NO_COLOR=1) and shell completion, and
@@ -117,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"automodel-mesh {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in (doctor_command, plan_command, releases, track_command):
+    for command in (doctor_command, plan_command, releases, running, track_command):
         command.add_parser(commands)
     return parser
 
