@@ -18,10 +18,11 @@ from torch.distributed import device_mesh
 from torch.distributed.device_mesh import DeviceMesh
 
 from automodel_mesh.compat import create
+from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.eras.newest import IMPOSSIBLE, SINCE
 from automodel_mesh.compat.eras.support import NEWEST_TESTED_TORCH, TORCH_VERSION, torch_at_least
 from automodel_mesh.compat.folding import flatten, unflatten
-from automodel_mesh.compat.lookup import flattened_meshes, get_group, get_root_mesh
+from automodel_mesh.compat.lookup import get_group, get_root_mesh
 from automodel_mesh.compat.requests import BackendChoice, shown_mesh
 from automodel_mesh.compat.slicing import concatenate, slice_mesh
 from automodel_mesh.compat.teardown import abort_root
@@ -100,8 +101,11 @@ class Newest(_Torchs):
 
     @property
     @_does("`root._flatten_mapping`")
-    def _flatten_mapping(self) -> Mapping[str, DeviceMesh]:  # type: ignore[override]
-        return flattened_meshes(self) if get_root_mesh(self) is self else MappingProxyType({})
+    def _flatten_mapping(self) -> dict[str, DeviceMesh]:  # type: ignore[override]
+        # Not read-only, as `flattened_meshes` is: some frameworks add meshes of their own.
+        if get_root_mesh(self) is self:
+            return cast("dict[str, DeviceMesh]", era.flattened(self))
+        return cast("dict[str, DeviceMesh]", vars(self).setdefault("_automodel_mesh_flatten_mapping", {}))
 
     @_does("`mesh._is_current_rank_part_of_mesh`")
     def _is_current_rank_part_of_mesh(self) -> bool:

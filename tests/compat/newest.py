@@ -122,10 +122,14 @@ def knows_the_root() -> bool:
 
 
 def knows_the_flattened_axes() -> bool:
-    """Read the flattened axes of the root, and those of a slice, which has none."""
+    """Read the flattened axes of the root, and those of a slice, which has none; both can be written to."""
     root = cube()
-    flat = root["dp", "cp"]._flatten("dp_cp")
-    return dict(root._flatten_mapping) == {"dp_cp": flat} and not root["dp"]._flatten_mapping
+    part = root["dp", "cp"]
+    flat = part._flatten("dp_cp")
+    found = dict(root._flatten_mapping) == {"dp_cp": flat} and not part._flatten_mapping
+    for mesh in (root, part):
+        mesh._flatten_mapping["another"] = flat
+    return found and root._flatten_mapping["another"] is part._flatten_mapping["another"] is flat
 
 
 def knows_who_is_in_it() -> bool:
