@@ -20,6 +20,7 @@ from automodel_mesh.compat.lookup import (
     get_root_mesh,
     reset_mesh_registry,
 )
+from automodel_mesh.compat.newest_types import NewestDeviceMesh, newest
 from automodel_mesh.compat.slicing import concatenate, find_submesh, slice_mesh
 from automodel_mesh.compat.teardown import abort_process_groups, destroy_process_groups, list_process_groups
 from automodel_mesh.errors import (
@@ -47,6 +48,7 @@ __all__ = [
     "MeshArgumentError",
     "MeshIndexError",
     "MeshTypeError",
+    "NewestDeviceMesh",
     "ProcessGroupDestroyedError",
     "RankNotInMeshError",
     "RanksDisagreeError",
@@ -66,6 +68,7 @@ __all__ = [
     "get_root_mesh",
     "init_device_mesh",
     "list_process_groups",
+    "newest",
     "refold",
     "reset_mesh_registry",
     "slice_mesh",

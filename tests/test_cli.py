@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from automodel_mesh.cli import main
-from automodel_mesh.compat import MINIMUM_TORCH
+from automodel_mesh.compat import MINIMUM_TORCH, backport
 from automodel_mesh.doctor.checks import CHECKS
 from tests.terminals import on_a_terminal
 
@@ -61,13 +61,15 @@ def command(*arguments: str, program: str | None = None) -> subprocess.Completed
 
 def check_document(document: dict[str, Any]) -> None:
     """Assert that a JSON report has the documented keys, and values of their types."""
-    assert list(document) == ["schema", "passed", "environment", "ranks", "mesh_shape", "hosts", "seconds", "checks"]
+    keys = ["schema", "passed", "environment", "ranks", "mesh_shape", "hosts", "seconds", "checks", "backport"]
+    assert list(document) == keys
     assert document["schema"] == 1
     environment = document["environment"]
-    keys = {"automodel_mesh", "torch", "python", "platform", "era", "minimum_torch", "newest_tested_torch"}
-    assert set(environment) == keys
+    named = {"automodel_mesh", "torch", "python", "platform", "era", "minimum_torch", "newest_tested_torch"}
+    assert set(environment) == named
     assert all(isinstance(text, str) and text for text in environment.values())
     assert isinstance(document["seconds"], float)
+    assert document["backport"] == list(backport(dry_run=True).installed)
     for check in document["checks"]:
         assert list(check) == ["name", "promise", "status", "seconds", "failures", "groups"]
         assert check["status"] in {"passed", "failed", "not run"}
@@ -82,6 +84,9 @@ def test_all_checks_pass_on_the_installed_torch() -> None:
     assert done.stderr == ""
     assert "8 local gloo ranks as pp=2, dp=2, tp=2" in done.stdout
     assert "FAILED" not in done.stdout
+    changed = backport(dry_run=True).installed
+    assert ("after compat.backport():" in done.stdout) is bool(changed)
+    assert all(f"\n    {feature}\n" in done.stdout for feature in changed)
     assert re.search(r"^ok +\d+\.\d\d s  unflatten-stage +Each pipeline stage", done.stdout, re.MULTILINE)
     assert re.search(r"^all \d+ checks passed on 8 ranks in \d+\.\d s$", done.stdout.splitlines()[-1])
 

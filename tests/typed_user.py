@@ -86,6 +86,26 @@ def use_lookups(found: MeshContext | DistributedSetup, names: list[str]) -> None
     get_flat_mesh(found.device_mesh, "dp")  # type: ignore[arg-type]
 
 
+def use_calls_of_the_newest_torch(mesh: DeviceMesh) -> None:
+    """Call what `backport` adds, on any torch."""
+    found = compat.newest(mesh)
+    assert_type(found, compat.NewestDeviceMesh)
+    assert_type(found["dp", "tp"]["tp"], compat.NewestDeviceMesh)
+    assert_type(found._flatten("all", backend_override="gloo"), compat.NewestDeviceMesh)
+    split = found._unflatten("dp", (2, 2), ("a", "b"), backend_override={"a": "gloo"})
+    assert_type(split, compat.NewestDeviceMesh)
+    assert_type(compat.NewestDeviceMesh._concatenate([split["a"], mesh]), compat.NewestDeviceMesh)
+    assert_type(split._get_root_mesh()._flatten_mapping, dict[str, DeviceMesh])
+    assert_type(split._is_current_rank_part_of_mesh(), bool)
+    assert_type(split.get_coordinate(), tuple[int, ...] | None)
+    assert_type(split.get_all_groups(), list[ProcessGroup])
+    split.abort()
+    split._unflatten("dp", 2, ("a",))  # type: ignore[arg-type]
+    with compat.backport(dry_run=True) as result:
+        assert_type(result.installed, tuple[str, ...])
+        assert_type(result.impossible, Mapping[str, str])
+
+
 def build(names: list[str]) -> None:
     """Build with lists of names and ranks, and with a mistyped keyword."""
     sizes = ParallelismSizes(tp_size=2, cp_size=2)

@@ -133,6 +133,7 @@ def run(options: argparse.Namespace, *, version: str, checks: Sequence[Check] | 
         from automodel_mesh.doctor.display import open_display  # noqa: PLC0415
         from automodel_mesh.doctor.launched import run_launched  # noqa: PLC0415
         from automodel_mesh.doctor.report import (  # noqa: PLC0415
+            backport_lines,
             describe_environment,
             document,
             heading_lines,
@@ -157,6 +158,7 @@ def run(options: argparse.Namespace, *, version: str, checks: Sequence[Check] | 
     if options.json:
         write_json(document(report, environment))
     else:
+        sys.stdout.writelines(f"{line}\n" for line in backport_lines())
         display.show(report)
     return PASSED if report.passed else FAILED
 

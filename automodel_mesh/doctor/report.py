@@ -29,6 +29,7 @@ The keys of the document:
             count, sum what an all-reduce has added up: ranks, and their numbers
             seconds    of such a small all-reduce, on the slowest rank
             bandwidth  bytes per second of a large one, on the slowest rank
+    backport      what compat.backport() would give to this torch, a line for each thing; empty on the newest
 
 `--list --json` prints `schema` and `checks`, each with its `name` and `promise`.
 """
@@ -192,6 +193,13 @@ def launch_tables(report: Report) -> list[Table]:
     return [*tables, Table("all-reduce", columns, tuple(rows), numbers)] if rows else tables
 
 
+def backport_lines() -> list[str]:
+    """Return what `backport()` would give to this torch, under a heading; nothing on the newest torch."""
+    features = compat.backport(dry_run=True).installed
+    heading = f"what torch {compat.NEWEST_TESTED_TORCH} does, and this torch only after compat.backport():"
+    return [heading, *(f"    {feature}" for feature in features), ""] if features else []
+
+
 def failure_lines(result: CheckResult) -> Iterator[tuple[str, list[str]]]:
     """Yield a heading and lines of detail for the ranks that did not finish a check; what is identical is grouped."""
     known = any(not is_consequence(failure) for failure in result.failures)
@@ -262,6 +270,7 @@ def document(report: Report, environment: dict[str, str]) -> dict[str, Any]:
             }
             for result in report.results
         ],
+        "backport": list(compat.backport(dry_run=True).installed),
     }
 
 

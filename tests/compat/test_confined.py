@@ -14,8 +14,13 @@ from automodel_mesh.tracking.uses import Use, compat_sources, uses_in
 CHECKOUT = Path(__file__).parents[2]
 WRITES_ABOUT_THE_LEDGER = ("tests/tracking/", "tests/compat/test_confined.py")
 """Where names of the ledger may stand in strings."""
-PLAIN_TORCH = ("tests/compat/newest.py", "tests/compat/plain.py", "tests/downstream/plain.py")
-"""Torch's own calls, which tests, benchmarks and programs compare ours with: private ones, by purpose."""
+PLAIN_TORCH = (
+    "tests/compat/newest.py",
+    "tests/compat/plain.py",
+    "tests/downstream/plain.py",
+    "tests/typed_user.py",
+)
+"""Torch's own calls, which tests, benchmarks and programs use, or compare ours with: private ones, by purpose."""
 
 
 @functools.cache
