@@ -28,10 +28,12 @@ _EPILOG: Final = """\
 examples:
   automodel-mesh run train.py --tp 8
   automodel-mesh run -m package.train --tp 8
-  torchrun --nproc-per-node 8 -m automodel_mesh run train.py --tp 8
+  automodel-mesh run train.py --help
 
-Exit status: that of the program; 2 it is not there, the arguments are wrong, or torch is not supported (stderr says
-why)."""
+With torchrun: torchrun --nproc-per-node 8 -m automodel_mesh run train.py --tp 8
+
+Exit status: 0 the program has ended without an error, 1 it has raised one, 2 it is not there, the arguments are wrong,
+or torch is not supported (stderr says why), or what the program exits with."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -19,6 +19,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 from automodel_mesh import cli
+from automodel_mesh.compat.eras.newest import IMPOSSIBLE, SINCE
 from automodel_mesh.compat.eras.support import era_name
 from automodel_mesh.tracking.ledger import load_ledger
 from automodel_mesh.tracking.uses import public_callers
@@ -133,9 +134,32 @@ def help_text(*command: str) -> str:
     return printed.getvalue()
 
 
+def backport_table() -> list[str]:
+    """Show what `backport` gives to each release: what torch does itself, what it does then, and what is impossible."""
+    releases = [f"{version.major}.{version.minor}" for version in map(Version, load_ledger().releases)]
+    releases = list(dict.fromkeys(releases))
+    lines = [f"| | {' | '.join(releases)} |", "|---" * (len(releases) + 1) + "|"]
+    rows = {feature: (since, "✓") for feature, since in SINCE.items()}
+    rows |= {feature: (obstacle.since, "no") for feature, obstacle in IMPOSSIBLE.items()}
+    for feature, (since, without) in rows.items():
+        cells = ["torch" if Version(since) <= Version(release) else without for release in releases]
+        lines.append(f"| {feature} | {' | '.join(cells)} |")
+    return lines
+
+
+def backport_obstacles() -> list[str]:
+    """Say why some things are impossible."""
+    return [f"- {feature}, before {each.since}: {each.why}." for feature, each in IMPOSSIBLE.items()]
+
+
 def downstream_table() -> list[str]:
     """Show what other packages do on plain torch's meshes and on ours."""
-    return results.table("downstream", ("plain torch", "with our meshes"))
+    return results.table("downstream", ("plain torch", "with our meshes"), but="downstream-backport")
+
+
+def downstream_backport() -> list[str]:
+    """Show what other packages do on plain torch's meshes, without `backport` and with it."""
+    return results.table("downstream-backport", ("without", "with `backport()`"))
 
 
 def downstream_failures() -> list[str]:
@@ -218,7 +242,10 @@ class FromData(SphinxDirective):
         "releases": release_table,
         "cuda": cuda_table,
         "expected-failures": failure_table,
+        "backport": backport_table,
+        "backport-obstacles": backport_obstacles,
         "downstream": downstream_table,
+        "downstream-backport": downstream_backport,
         "downstream-failures": downstream_failures,
         "drop-in": drop_in_table,
         "command-help": command_help,
@@ -232,6 +259,7 @@ class FromData(SphinxDirective):
             MATRIX,
             *(CHECKOUT / "automodel_mesh").rglob("*.py"),
             *(CHECKOUT / "compat").glob("ledger.*"),
+            CHECKOUT / "compat/eras/newest.py",
             *results.FOLDER.glob("*.json"),
             downstream.PATH,
         ):

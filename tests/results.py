@@ -76,7 +76,7 @@ def about(result: Result) -> str:
     return ", ".join(others) or "torch"
 
 
-def table(prefix: str, headings: Sequence[str], folder: Path = FOLDER) -> list[str]:
+def table(prefix: str, headings: Sequence[str], folder: Path = FOLDER, *, but: str | None = None) -> list[str]:
     """Show what the sessions of a prefix found as a table in Markdown.
 
     Torch releases on which the same came of something share a line.
@@ -85,9 +85,13 @@ def table(prefix: str, headings: Sequence[str], folder: Path = FOLDER) -> list[s
         prefix: what the names of the sessions start with, without the hyphen.
         headings: those of the columns `plain` and `ours`.
         folder: where the files are.
+        but: a prefix of sessions that are left out.
     """
     found: dict[tuple[str, ...], list[Result]] = {}
+    left_out = [] if but is None else [result.session for result in read(but, folder)]
     for result in read(prefix, folder):
+        if result.session in left_out:
+            continue
         for row in result.rows:
             ours = "the same" if row["ours"] == row["plain"] != "works" else row["ours"]
             found.setdefault((about(result), row["what"], row["plain"], ours), []).append(result)

@@ -48,6 +48,12 @@ def test_results_are_by_package_and_the_oldest_torch_first(tmp_path: Path) -> No
         "| b 1 | trains | 2.9.1, 2.10.0 | hangs | the same | 2026-11-27 |",
         r"| b 1 | reads | 2.6.0, 2.9.1, 2.10.0 | hangs | works \| here | 2026-11-27 |",
     ]
+    assert results.table("downstream", ("", ""), tmp_path, but="downstream-b") == [
+        "| package | what | torch |  |  | run on |",
+        "|---|---|---|---|---|---|",
+        "| a 1 | trains | 2.6.0 | hangs | the same | 2026-11-27 |",
+        r"| a 1 | reads | 2.6.0 | hangs | works \| here | 2026-11-27 |",
+    ]
 
 
 def test_a_row_has_what_was_tried_and_both_results(tmp_path: Path) -> None:
