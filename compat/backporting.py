@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from torch.distributed import device_mesh
 from torch.distributed.device_mesh import DeviceMesh
 
+from automodel_mesh.checks import wrong_type
 from automodel_mesh.compat import create
 from automodel_mesh.compat.eras.gate import era
 from automodel_mesh.compat.eras.newest import IMPOSSIBLE, SINCE
@@ -210,9 +211,14 @@ def backport(*, dry_run: bool = False) -> Backport:
     Returns:
         What was installed, what this torch does itself, and what is not possible, with the reasons; `print` shows it.
 
+    Raises:
+        TypeError: `dry_run` is not a bool.
+
     Torch releases:
         each lacks other things; docs/how-to/backport.md has the table.
     """
+    if not isinstance(cast("object", dry_run), bool):
+        raise wrong_type("backport: dry_run", dry_run, "True or False")
     call = Backport()
     if not dry_run:
         with _lock:

@@ -48,6 +48,7 @@ def fsdp_mesh() -> DeviceMesh:
 
 VALID: dict[str, Callable[[], dict[str, Any]]] = {
     "abort_process_groups": lambda: {"mesh": build()},
+    "backport": lambda: {"dry_run": True},
     "concatenate": lambda: {"meshes": [build()]},
     "describe": lambda: {"mesh": build(), "expert_mesh": None, "ranks_per_node": None},
     "destroy_process_groups": lambda: {"mesh": build()},
@@ -65,6 +66,7 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
         "ranks": range(8),
         "timeout": None,
     },
+    "newest": lambda: {"mesh": build()},
     "list_process_groups": lambda: {"mesh": build()},
     "refold": lambda: {
         "mesh": build(),
@@ -94,6 +96,7 @@ VALID: dict[str, Callable[[], dict[str, Any]]] = {
 """The arguments of a call that is right, for each public function that takes a mesh or makes one."""
 
 RIGHT: dict[tuple[str, str], tuple[object, ...]] = {
+    ("backport", "dry_run"): (True, False),
     ("describe", "expert_mesh"): (None,),
     ("describe", "ranks_per_node"): (None, 1),
     ("flatten", "mesh_dim_name"): (None, "x"),
