@@ -21,6 +21,9 @@ from sphinx.util.docutils import SphinxDirective
 from automodel_mesh import cli
 from automodel_mesh.compat.eras.newest import IMPOSSIBLE, SINCE
 from automodel_mesh.compat.eras.support import era_name
+from automodel_mesh.topology import plan
+from automodel_mesh.topology.drawing import drawing
+from automodel_mesh.topology.sizes import ParallelismSizes
 from automodel_mesh.tracking.ledger import load_ledger
 from automodel_mesh.tracking.uses import public_callers
 
@@ -84,6 +87,14 @@ def labelled_rows() -> list[tuple[str, dict[str, Any]]]:
 def code(words: list[str]) -> str:
     """Write words as code, with commas between."""
     return ", ".join(f"`{word}`" for word in words)
+
+
+def drawing_of(axes: str) -> list[str]:
+    """Draw axes of eight ranks on two nodes, or with `experts` those of the expert mesh, as a notebook shows them."""
+    experts = axes == "experts"
+    sizes = ParallelismSizes(dp_replicate_size=2, tp_size=2, ep_size=4 if experts else 1)
+    planned = plan("fsdp2", sizes, 8, ranks_per_node=4)
+    return ["```{raw} html", drawing(planned, ("ep_shard", "ep") if experts else axes.split(",")), "```"]
 
 
 def release_table() -> list[str]:
@@ -238,7 +249,9 @@ class FromData(SphinxDirective):
     """`{from-data} releases`, for one: a part of a page that is made from the project's data at build time."""
 
     required_arguments = 1
-    PARTS: dict[str, Callable[[], list[str]]] = {  # noqa: RUF012 - docutils reads classes, not instances
+    optional_arguments = 1
+    PARTS: dict[str, Callable[..., list[str]]] = {  # noqa: RUF012 - docutils reads classes, not instances
+        "drawing": drawing_of,
         "releases": release_table,
         "cuda": cuda_table,
         "expected-failures": failure_table,
@@ -264,7 +277,9 @@ class FromData(SphinxDirective):
             downstream.PATH,
         ):
             self.env.note_dependency(str(file))
-        return self.parse_text_to_nodes("\n".join(self.PARTS[self.arguments[0]]()), allow_section_headings=True)
+        return self.parse_text_to_nodes(
+            "\n".join(self.PARTS[self.arguments[0]](*self.arguments[1:])), allow_section_headings=True
+        )
 
 
 def text_where_it_is_defined(*event: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from automodel_mesh.topology.panels import COLUMNS, KEY, Cell, NodeRow, Panel, drawn_axes, panel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from automodel_mesh.topology.description import MeshDescription
 
@@ -19,12 +19,12 @@ _LABEL: Final = 60  # pixels left of a node, for its name
 _GAP: Final = 8
 
 
-def drawing(mesh: MeshDescription) -> str:
-    """Draw, in HTML, which ranks of which nodes are one group, for each axis of more than one rank.
+def drawing(mesh: MeshDescription, axes: Sequence[str] = ()) -> str:
+    """Draw, in HTML, which ranks of which nodes are one group, for the axes of `drawn_axes`.
 
     Empty if all axes have one rank.
     """
-    panels = [panel(mesh, axis) for axis in drawn_axes(mesh)]
+    panels = [panel(mesh, axis) for axis in drawn_axes(mesh, axes)]
     if not panels:
         return ""
     figures = "".join(f'<figure style="margin:0 1.5em 1em 0">{_figure(each)}</figure>' for each in panels)

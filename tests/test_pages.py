@@ -1,0 +1,60 @@
+"""The programs of pages that are read in one go: their blocks of Python, one after the other, on ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import distributed as dist
+
+from automodel_mesh import compat
+from tests.pages import blocks
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def run_all(page: str) -> dict[str, Any]:
+    """Run the blocks of a page in one namespace, and return it."""
+    names: dict[str, Any] = {}
+    for block in blocks((DOCS / page).read_text(encoding="utf-8"), "python"):
+        exec(compile(block, page, "exec"), names)  # noqa: S102 - it is our own
+    return names
+
+
+@pytest.mark.ranks(8)
+def test_what_replaces_the_patterns_of_frameworks_gives_the_right_ranks() -> None:
+    """Each block of docs/how-to/many-releases.md gives a mesh whose groups have the ranks that it shows."""
+    names = run_all("how-to/many-releases.md")
+    rank = dist.get_rank()
+    assert names["dp_cp"].mesh.tolist() == [rank % 2 + 2 * step for step in range(4)]
+    assert names["parts"].mesh_dim_names == ("dp_replicate", "dp_shard", "cp", "tp")
+    assert names["dense"].mesh_dim_names == ("dp_cp", "tp")
+    assert names["ring"].mesh.tolist() == [rank & ~2, rank | 2]
+    for name in ("dp_cp", "parts", "dense", "ring", "other"):
+        mesh = names[name]
+        for axis in mesh.mesh_dim_names:
+            line = compat.slice_mesh(mesh, axis).mesh.tolist()
+            assert dist.get_process_group_ranks(compat.get_group(mesh, axis)) == line
+    assert compat.get_root_mesh(names["ring"]) is names["mesh"]
+
+
+@pytest.mark.ranks(8)
+def test_the_concepts_hold() -> None:
+    """The code of docs/concepts.md runs, and its `dp` joins the ranks that the drawing shows."""
+    names = run_all("concepts.md")
+    assert names["dp"].mesh.tolist() == [dist.get_rank() % 2 + 2 * step for step in range(4)]
+
+
+@pytest.mark.release_independent
+@pytest.mark.checkout
+def test_every_page_is_in_the_sidebar() -> None:
+    """Each page is in a table of contents, and each entry of one is a page."""
+    listed = set()
+    for index in (DOCS / "index.md", DOCS / "reference/index.md", DOCS / "benchmarks/index.md"):
+        for tree in blocks(index.read_text(encoding="utf-8"), "{toctree}"):
+            entries = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed |= {(index.parent / f"{entry}.md").relative_to(DOCS) for entry in entries}
+    pages = {page.relative_to(DOCS) for page in DOCS.rglob("*.md") if "_build" not in page.parts}
+    included = {Path("benchmarks/headlines.md"), Path("index.md")}
+    assert listed == pages - included
