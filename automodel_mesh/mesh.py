@@ -420,7 +420,7 @@ class MeshContext(MeshLookups):
         return next((plan.size(axis) for plan in plans if axis in plan.all_axes), default)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'; '.join(self._facts())}>"
+        return f"{type(self).__name__}({'; '.join(self._facts())})"
 
     def _repr_html_(self) -> str:
         line = escape("; ".join(self._facts()))
@@ -437,9 +437,10 @@ class MeshContext(MeshLookups):
             names = getattr(mesh, "mesh_dim_names", None) or ()
             if sizes := [f"{name}={_get_axis_size(mesh, name)}" for name in names]:
                 yield f"{what}{', '.join(sizes)}"
-        if self.device_mesh is None:
-            yield "no mesh" if self._handle is None else f"no mesh, {self._handle}"
-        elif not self.is_member:
+        if self._handle is not None:
+            yield f"no mesh, {self._handle}" if self.device_mesh is None else f"{self._handle}"
+        root = self._mesh()
+        if root is not None and root.get_coordinate() is None:
             yield "this rank is outside"
 
     def __enter__(self) -> Self:

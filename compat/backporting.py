@@ -145,7 +145,7 @@ def init_device_mesh(
     )
 
 
-_INIT: Final = init_device_mesh.__name__
+_INIT: Final = "init_device_mesh"
 _lock: Final = threading.Lock()
 _calls: Final[list[Backport]] = []
 """The calls of `backport` that have not ended: those that are no `with` blocks never do."""

@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from automodel_mesh.testing.ranks import free_port
+
 ROOT = Path(__file__).parents[1]
+ELSEWHERE = ROOT.anchor
+"""The working directory of ranks. In the checkout they would find its version, whatever else is on their path."""
 LIMIT = 100.0
 """Seconds after which a launch counts as hung."""
 
@@ -51,21 +55,21 @@ def torchrun(*arguments: str, before: tuple[str, ...] = (), **launch: str) -> li
 
 def run(command: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a launch to its end."""
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=LIMIT)
+    return subprocess.run(
+        command, cwd=ELSEWHERE, env=variables, capture_output=True, text=True, check=False, timeout=LIMIT
+    )
 
 
 def start_ranks(number: int, variables: dict[str, str], *arguments: str) -> list[subprocess.Popen[str]]:
     """Start ranks with the variables of a launcher, but without one, so that rank 0 serves the store."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     ranks: list[subprocess.Popen[str]] = []
     for rank in range(number):
         its = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
         ranks.append(
             subprocess.Popen(
                 ["bash", "-c", RANK, sys.executable, *arguments],
-                cwd=ROOT,
+                cwd=ELSEWHERE,
                 env={**variables, **its, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -135,6 +139,16 @@ def test_a_stopped_rank_is_named_at_the_time_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.release_independent
+def test_the_loss_of_the_rank_that_serves_the_store_is_told(tmp_path: Path) -> None:
+    """Without torchrun rank 0 serves the store: if it is killed, the next rank says so, and the others end with 1."""
+    ranks = start_ranks(3, environment(0, folder_that_hits(tmp_path, "SIGKILL")), "--timeout", "8")
+    told = [rank.communicate(timeout=LIMIT) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [-signal.SIGKILL, 1, 1]
+    assert ["which rank 0 serves, does not answer" in errors for _, errors in told] == [False, True, False]
+    assert [output for output, _ in told] == [told[0][0], "", ""]
+
+
+@pytest.mark.release_independent
 def test_impossible_sizes_are_told_once() -> None:
     """Sizes that do not fit end all ranks with 2, and one of them says why."""
     ranks = start_ranks(2, environment(), "--tp", "3")
@@ -192,7 +206,7 @@ def test_two_hosts_pass(two_hosts: tuple[tuple[str, ...], tuple[str, ...], str])
             master_port="29417",
         )
         agents.append(
-            subprocess.Popen(line, cwd=ROOT, env=its, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(line, cwd=ELSEWHERE, env=its, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
     outputs = [agent.communicate(timeout=LIMIT) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs

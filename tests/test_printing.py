@@ -19,12 +19,12 @@ def test_a_context_prints_on_one_line() -> None:
     """It prints its strategy and its axes, open or closed; a notebook shows the groups too as long as it is open."""
     context = MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2, ep_size=2))
     line = "FSDP2Config; pp=1, dp_replicate=1, dp_shard=2, cp=1, tp=2; expert ep_shard=2, ep=2"
-    assert repr(context) == str(context) == f"<MeshContext {line}>"
+    assert repr(context) == str(context) == f"MeshContext({line})"
     shown = context._repr_html_()
     assert shown.startswith(f"<p>{line}</p><p>mesh on 4 ranks")
     assert shown.count("<svg") == 4  # dp_shard, tp, ep_shard and ep
     context.close()
-    assert repr(context) == f"<MeshContext {line}>"
+    assert repr(context) == f"MeshContext({line})"
     assert context._repr_html_() == f"<p>{line}</p>"
 
 
@@ -32,16 +32,16 @@ def test_a_context_prints_on_one_line() -> None:
 def test_contexts_without_a_mesh_and_outside_print_too() -> None:
     """DDP has a process group in place of meshes; a rank outside says that it is."""
     with MeshContext.build(DDPConfig()) as context:
-        assert repr(context).endswith("of the ranks 0, 1, 2, 3>>")
+        assert repr(context).endswith("of the ranks 0, 1, 2, 3>)")
         assert "no mesh, <process group" in repr(context)
         assert context._repr_html_().startswith("<p>DDPConfig; no mesh, &lt;process group")
         with pytest.raises(ValueError, match="no device mesh"):
             context.describe()
     with MeshContext.build(FSDP2Config(), ParallelismSizes(tp_size=2), ranks=[0, 2]) as context:
         outside = "" if dist.get_rank() in {0, 2} else "; this rank is outside"
-        assert repr(context) == f"<MeshContext FSDP2Config; pp=1, dp_replicate=1, dp_shard=1, cp=1, tp=2{outside}>"
+        assert repr(context) == f"MeshContext(FSDP2Config; pp=1, dp_replicate=1, dp_shard=1, cp=1, tp=2{outside})"
         assert "mesh on 2 of 4 ranks" in context._repr_html_()
-    assert repr(MeshContext()) == "<MeshContext no mesh>"
+    assert repr(MeshContext()) == "MeshContext()"
 
 
 @pytest.mark.ranks(2)

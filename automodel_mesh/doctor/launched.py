@@ -11,11 +11,12 @@ import torch.distributed as dist
 
 from automodel_mesh.compat.backends import checked_backend, device_type_for
 from automodel_mesh.compat.devices import accelerator
+from automodel_mesh.doctor.board import served_by_launcher
 from automodel_mesh.doctor.diagnosis import diagnose
 from automodel_mesh.doctor.display import open_display
 from automodel_mesh.doctor.launch import LaunchLost, LaunchRequest, check_launch
 from automodel_mesh.doctor.report import document, launch_tables, version_lines
-from automodel_mesh.init_utils import read_rank_info
+from automodel_mesh.init_utils import RankInfo, read_rank_info
 from automodel_mesh.planning.arguments import planned_mesh, sizes_of, strategy_of
 from automodel_mesh.tables import show
 from automodel_mesh.terminal import write_json
@@ -54,7 +55,7 @@ def run_launched(options: argparse.Namespace, environment: dict[str, str]) -> in
     try:
         status = check_launch(request, reporter.report)
     except LaunchLost as error:
-        if request.place.local_rank == 0:  # once on each node: no rank knows of the others
+        if _speaks_for_its_node(request.place):
             sys.stderr.write(f"automodel-mesh: {error}\n")
         status = FAILED
     except KeyboardInterrupt:
@@ -66,6 +67,15 @@ def run_launched(options: argparse.Namespace, environment: dict[str, str]) -> in
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def _speaks_for_its_node(place: RankInfo) -> bool:
+    """Tell whether this rank says what none can ask another one: the first of its node, or the one after rank 0.
+
+    Where rank 0 serves the store and is lost, it cannot say so itself.
+    """
+    lost = place.rank == place.local_rank and not served_by_launcher()  # on the node of rank 0
+    return place.local_rank == 0 or (lost and place.local_rank == 1)
 
 
 def _say_once(mistake: str) -> None:
