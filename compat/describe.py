@@ -74,7 +74,7 @@ def _flattened(mesh: DeviceMesh, family: Family) -> Iterator[NamedLayout]:
     own = dict(zip(mesh.mesh_dim_names or (), era.axes_of(mesh), strict=False))
     for name, flat in era.flattened(family.root).items():
         if name not in own:
-            (layout,) = era.axes_of(flat)
+            layout = fold(era.axes_of(flat))
             yield NamedLayout(name, "derived", _folds(layout, own), layout, _same_groups(flat, 0, layout, family))
 
 

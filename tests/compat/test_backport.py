@@ -85,6 +85,7 @@ def test_abort_spares_the_default_group_and_can_be_repeated() -> None:
         ours = compat.init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
         for mesh in (root, ours):
             flat = plain.flatten(mesh, "all")
+            dist.barrier()  # an abort waits for no rank, and another one may still connect
             newest.abort(mesh)
             newest.abort(mesh)
             with pytest.raises(compat.ProcessGroupDestroyedError, match="closed"):
