@@ -1,7 +1,10 @@
-"""The programs of pages that are read in one go: their blocks of Python, one after the other, on ranks."""
+"""The programs of the pages: those in several blocks, and those that are saved and started with torchrun."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,32 @@ def test_the_concepts_hold() -> None:
     """The code of docs/concepts.md runs, and its `dp` joins the ranks that the drawing shows."""
     names = run_all("concepts.md")
     assert names["dp"].mesh.tolist() == [dist.get_rank() % 2 + 2 * step for step in range(4)]
+
+
+PROGRAMS = [
+    ("tutorial.md", 0, 8),
+    ("tutorial.md", 1, 0),
+    ("how-to/part-of-the-world.md", 0, 8),
+    ("how-to/backends.md", 0, 8),
+    ("how-to/compiled-code.md", 0, 4),
+]
+"""The page, the number of its block, and with how many ranks torchrun starts it; 0 for a program of one process."""
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize(("page", "index", "ranks"), PROGRAMS)
+def test_a_program_prints_what_its_page_shows(page: str, index: int, ranks: int, tmp_path: Path) -> None:
+    """Saved and started as the page says, it prints the lines below it; those of several ranks come in any order."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    shown = blocks(text, "text") or [block.partition("\n")[2] for block in blocks(text, "console")]
+    file = tmp_path / "program.py"
+    file.write_text(blocks(text, "python")[index], encoding="utf-8")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DOCS.parent)}
+    line = [sys.executable, *launcher, str(file)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == sorted(shown[index].splitlines())
 
 
 @pytest.mark.release_independent
