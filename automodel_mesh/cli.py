@@ -21,10 +21,11 @@ import contextlib
 import os
 import sys
 from importlib import metadata
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh import running
 from automodel_mesh.doctor import command as doctor_command
+from automodel_mesh.exit_status import INTERRUPTED, PIPE_CLOSED, UNUSABLE
 from automodel_mesh.planning import command as plan_command
 from automodel_mesh.terminal import visible
 from automodel_mesh.tracking import command as track_command
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from automodel_mesh.doctor.checks import Check
-
-UNUSABLE: Final = 2
-INTERRUPTED: Final = 130
-PIPE_CLOSED: Final = 141
-"""As of a program that SIGPIPE has ended."""
 
 _EPILOG: Final = """\
 examples:
@@ -111,12 +107,18 @@ def _complete() -> None:
         argcomplete.autocomplete(_parser())
 
 
+class _Parser(argparse.ArgumentParser):
+    """Keeps the lines of descriptions and epilogs; argparse makes the parsers of the commands of the same class."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="automodel-mesh",
         description="One DeviceMesh API with one meaning on every PyTorch release from 2.6 on.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"automodel-mesh {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)

@@ -17,11 +17,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from automodel_mesh.exit_status import FAILED, UNUSABLE
+
 if TYPE_CHECKING:
     from types import TracebackType
 
-FAILED: Final = 1
-UNUSABLE: Final = 2
 _NOT_THE_PROGRAMS: Final = {__file__, runpy.__file__, "<frozen runpy>"}
 
 _EPILOG: Final = """\
@@ -50,7 +50,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "release, and run a program."
         ),
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     parser.add_argument("-m", dest="is_module", action="store_true", help="PROGRAM is the name of a module")

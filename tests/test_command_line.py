@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from automodel_mesh.cli import INTERRUPTED, PIPE_CLOSED, UNUSABLE, main
+from automodel_mesh.cli import main
+from automodel_mesh.exit_status import INTERRUPTED, PIPE_CLOSED, UNUSABLE
 from tests.terminals import on_a_terminal
 
 pytestmark = pytest.mark.release_independent

@@ -21,6 +21,7 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.arguments import whole_number
+from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
 from automodel_mesh.planning.arguments import add_mesh_arguments, given_options
 from automodel_mesh.terminal import write_json
 
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from automodel_mesh.doctor.checks import Check
-
-PASSED: Final = 0
-FAILED: Final = 1
-UNUSABLE: Final = 2
 
 MOST_RANKS: Final = 256
 """Local ranks have a connection from each to each other: more need more than the usual limits of a machine."""
@@ -62,7 +59,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Start local gloo ranks on the installed torch, check the contract on them, and report. Started by "
         "a launcher, check instead that its ranks come, connect, and communicate along each axis of a mesh.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     doctor.add_argument(
         "--ranks",

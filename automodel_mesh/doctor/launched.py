@@ -16,6 +16,7 @@ from automodel_mesh.doctor.diagnosis import diagnose
 from automodel_mesh.doctor.display import open_display
 from automodel_mesh.doctor.launch import LaunchLost, LaunchRequest, check_launch
 from automodel_mesh.doctor.report import document, launch_tables, version_lines
+from automodel_mesh.exit_status import FAILED, INTERRUPTED, PASSED, UNUSABLE
 from automodel_mesh.init_utils import RankInfo, read_rank_info
 from automodel_mesh.planning.arguments import planned_mesh, sizes_of, strategy_of
 from automodel_mesh.tables import show
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
     import argparse
 
     from automodel_mesh.doctor.board import Board
-
-PASSED: Final = 0
-FAILED: Final = 1
-UNUSABLE: Final = 2
-INTERRUPTED: Final = 130
 
 _SECONDS_FOR_RANK_0: Final = 10.0
 

@@ -61,7 +61,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="say what a mesh needs before it runs: axes, nodes, process groups",
         description="Show the axes, the nodes that groups span and the process groups of a mesh. Needs no torch.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     parser.add_argument("--world-size", type=whole_number(1), required=True, metavar="N", help="number of ranks")

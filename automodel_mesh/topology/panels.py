@@ -26,7 +26,7 @@ COLUMNS: Final = 16
 """Ranks beside each other; a larger node has several lines."""
 
 KEY: Final = "A square is a rank, a frame is a node. Squares of a panel with the same letter and colour are one group."
-"""What a drawing says about itself."""
+"""The legend of a drawing."""
 
 # Okabe and Ito's palette, which people with any kind of colour blindness can tell apart; the letters say the same.
 _COLOURS: Final = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#999999")

@@ -43,6 +43,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
+from automodel_mesh.exit_status import UNUSABLE
 from automodel_mesh.terminal import ERASE_LINE, hint_at_rich, rich_module, visible
 from automodel_mesh.tracking import report
 from automodel_mesh.tracking.comparison import Comparison, Verdict, compare
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Generator
     from types import ModuleType
 
-UNUSABLE: Final = 2
 STATUSES: Final[dict[Verdict, int]] = {"known": 0, "breaks": 1, "needs a look": 3}
 
 _COLOURS: Final[dict[report.LineKind, str]] = {
@@ -117,7 +117,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="say what a torch, installed or not, changes of the private names we rely on",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     track.set_defaults(run=run)
     track.add_argument("what", metavar="WHAT", help="a release, newest, nightly, a wheel file, a folder, or installed")

@@ -66,7 +66,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="List the torch releases that are supported and tested, and what differs between them. A newer "
         "torch than these is accepted if it stores meshes as the newest era does. Needs no torch.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
