@@ -48,7 +48,7 @@ FEATURES: Final[dict[str, tuple[str, ...]]] = {}
 
 
 def _does(*features: str) -> Callable[[Function], Function]:
-    """Note what a function does. It is set if torch's own of the same name does not do all of that."""
+    """Note what a function does. `backport` sets it if torch's function of the same name does not do all of that."""
 
     def note(function: Function) -> Function:
         FEATURES[function.__name__] = features

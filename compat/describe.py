@@ -53,7 +53,7 @@ def describe(
         named = [*_native(mesh, family, "native"), *_flattened(mesh, family)]
     if expert_mesh is not None:
         with in_use(require_mesh(expert_mesh, "expert_mesh")) as experts:
-            if list(experts.groups.ranks) != list(ranks):
+            if experts is not family and list(experts.groups.ranks) != list(ranks):
                 raise MeshArgumentError(
                     f"expert_mesh: {shown_mesh(expert_mesh)} is over the ranks {shown_ranks(experts.groups.ranks)}, "
                     f"and {shown_mesh(mesh)} over {shown_ranks(ranks)}: describe each by itself."
@@ -71,7 +71,7 @@ def _native(mesh: DeviceMesh, family: Family, kind: AxisKind) -> Iterator[NamedL
 
 
 def _flattened(mesh: DeviceMesh, family: Family) -> Iterator[NamedLayout]:
-    own = dict(zip(mesh.mesh_dim_names or (), era.axes_of(mesh), strict=False))
+    own = {name: fold([layout]) for name, layout in zip(mesh.mesh_dim_names or (), era.axes_of(mesh), strict=False)}
     for name, flat in era.flattened(family.root).items():
         if name not in own:
             layout = fold(era.axes_of(flat))
@@ -83,9 +83,9 @@ def _folds(layout: Layout, own: dict[str, Layout]) -> tuple[str, ...]:
     inside = {
         name: axis
         for name, axis in own.items()
-        if fold([axis]) and all(first_position([layout], stride) == 0 for _, stride in fold([axis]))
+        if axis and all(first_position([layout], stride) == 0 for _, stride in axis)
     }
-    return tuple(inside) if fold(inside.values()) == fold([layout]) else ()
+    return tuple(inside) if fold(inside.values()) == layout else ()
 
 
 def _same_groups(mesh: DeviceMesh, dim: int, layout: Layout, family: Family) -> object:

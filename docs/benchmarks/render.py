@@ -89,7 +89,12 @@ def times_ours(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
-def times(test: str, case: Case, read: Callable[[Found], float] = lambda found: found["seconds"]) -> Cell:
+def seconds(found: Found) -> float:
+    """Return the median time."""
+    return float(found["seconds"])
+
+
+def times(test: str, case: Case, read: Callable[[Found], float] = seconds) -> Cell:
     """Make the cell of a time: ours, torch's, and how many times ours torch's is."""
 
     def cell(release: Release) -> str:
@@ -181,7 +186,7 @@ def results(releases: list[Release]) -> str:
         table("", releases, rank_rows(ranks)),
         "The meeting of the ranks, with which each operation that makes groups begins and ends; plain torch has none:",
         table(
-            "", releases, [("time on one rank", lambda release: duration(release.found[MEETING][()][OURS]["seconds"]))]
+            "", releases, [("time on one rank", lambda release: duration(seconds(release.found[MEETING][()][OURS])))]
         ),
         "What building adds on one rank, ours and torch's:",
         table(
@@ -205,11 +210,6 @@ def results(releases: list[Release]) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def seconds(found: Found) -> float:
-    """Return the median time."""
-    return float(found["seconds"])
 
 
 def calls(found: Found) -> float:

@@ -18,12 +18,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the tests that the newest torch fails, on its calls, which `backport` leaves as they are there."""
+    """Leave out tests of the newest torch's calls that fail on the newest torch, where `backport` changes nothing."""
     items[:] = [item for item in items if not is_left_out(item)]
 
 
 def is_left_out(item: pytest.Item) -> bool:
-    """Tell whether a test is one on the newest torch's calls that the newest torch fails."""
+    """Tell whether a test uses the newest torch's calls and fails on the newest torch itself."""
     parameters = getattr(item, "callspec", None)
     on_newest = parameters is not None and parameters.params.get("api") == "newest"
     return on_newest and not newest.DIFFERS.isdisjoint({item.name, item.name.partition("[")[0]})
