@@ -1,0 +1,448 @@
+"""Reads the statements of a module in their order, with what is true and what is handled where each of them runs."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from automodel_mesh.audit.conditions import ALWAYS, UNSURE, All, Condition, Has, Not, any_of
+from automodel_mesh.audit.expressions import Expressions, guarded
+from automodel_mesh.audit.values import (
+    ANY_ERROR,
+    Context,
+    Handler,
+    Instance,
+    OwnClass,
+    OwnFunction,
+    OwnInstance,
+    OwnModule,
+    Scope,
+    Torch,
+    TorchVersion,
+    Truth,
+    Value,
+    truth_of,
+)
+
+if TYPE_CHECKING:
+    from automodel_mesh.audit.package import Package
+
+_Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+_EXITS: Final = frozenset({"exit", "_exit", "skip", "fail"})
+
+
+class Reader(Expressions):
+    """Reads a module.
+
+    Args:
+        package: the code that it is part of.
+        name: its dotted name.
+        tree: its text, parsed.
+        is_package: whether it is an `__init__.py`.
+
+    Attributes:
+        scope: its names, after `read`.
+        uses: its uses of torch, after `finish`.
+    """
+
+    def __init__(self, package: Package, name: str, tree: ast.Module, *, is_package: bool) -> None:
+        super().__init__(package, name)
+        self.scope = Scope()
+        self._tree = tree
+        self._folder = name if is_package else name.rpartition(".")[0]
+        self._later: list[tuple[OwnFunction, Context]] = []
+        self._returns: list[tuple[Condition, Value]] = []
+        self._told: dict[ast.AST, Value] = {}
+        self._annotations_run = not any(
+            isinstance(node, ast.ImportFrom) and node.module == "__future__" and any(one.name == "annotations" for one in node.names)
+            for node in tree.body
+        )
+
+    def read(self) -> None:
+        """Read what runs when the module is imported."""
+        self._block(self._tree.body, Context(self.scope))
+
+    def finish(self) -> None:
+        """Read the bodies of its functions, which run later, when all names of the module are there."""
+        while self._later:
+            function, context = self._later.pop(0)
+            body = function.node.body
+            if isinstance(body, list):
+                self._block(body, context)
+            else:
+                self.value(body, context)
+
+    # --- statements
+
+    def _block(self, body: Sequence[ast.stmt], context: Context) -> Context | None:
+        """Read statements; return the context after them, `None` if they never end normally."""
+        for node in body:
+            after = self._statement(node, context)
+            if after is None:
+                return None
+            context = after
+        return context
+
+    def _statement(self, node: ast.stmt, context: Context) -> Context | None:
+        match node:
+            case ast.Import():
+                self._import(node, context)
+            case ast.ImportFrom():
+                self._import_from(node, context)
+            case ast.Assign(targets=targets, value=value):
+                found = self.value(value, context)
+                for target in targets:
+                    self._assign(target, found, context)
+            case ast.AnnAssign():
+                self._annotated(node, context)
+            case ast.If():
+                return self._if(node, context)
+            case ast.Try():
+                return self._try(node, context)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                self._function(node, context)
+            case ast.ClassDef():
+                self._class(node, context)
+            case ast.With() | ast.AsyncWith():
+                return self._with(node, context)
+            case ast.For() | ast.AsyncFor() | ast.While():
+                self._loop(node, context)
+            case ast.Assert(test=test):
+                condition = self.condition(test, context)
+                narrowed = replace(context, scope=self.narrowed(test, context.scope))
+                return guarded(narrowed, condition, f"assert, line {node.lineno}")
+            case ast.Return(value=value):
+                found = self.value(value, context)
+                self._returns.append((All(tuple(one.condition for one in context.guards)), found))
+                return None
+            case ast.Raise() | ast.Continue() | ast.Break():
+                self._children(node, context)
+                return None
+            case ast.Expr(value=ast.Call(func=function)) if _exits(function):
+                self._children(node, context)
+                return None
+            case _:
+                self._children(node, context)
+        return context
+
+    def _children(self, node: ast.AST, context: Context) -> None:
+        for part in ast.iter_child_nodes(node):
+            if isinstance(part, ast.expr):
+                self.value(part, context)
+            elif isinstance(part, ast.stmt):
+                self._statement(part, context)
+            elif not isinstance(part, (ast.operator, ast.expr_context)):
+                self._children(part, context)  # the cases of `match`
+
+    def _import(self, node: ast.Import, context: Context) -> None:
+        for one in node.names:
+            root = one.name.partition(".")[0]
+            path = one.name if one.asname else root
+            value: Value = None
+            if root == "torch":
+                self.use(one.name, "import", node, context)
+                value = Torch(path)
+            elif self.package.has(one.name):
+                value = OwnModule(path)
+            context.scope.names[one.asname or root] = value
+
+    def _import_from(self, node: ast.ImportFrom, context: Context) -> None:
+        module = self._absolute(node)
+        for one in node.names:
+            path = f"{module}.{one.name}"
+            if one.name == "*":
+                if module.partition(".")[0] == "torch":
+                    self.use(module, "import", node, context)
+            elif module.partition(".")[0] != "torch":
+                context.scope.names[one.asname or one.name] = self.package.exported(module, one.name)
+            elif path in {"torch.__version__", "torch.version"}:
+                context.scope.names[one.asname or one.name] = TorchVersion()
+            else:
+                self.use(path, "import", node, context)
+                context.scope.names[one.asname or one.name] = Torch(path)
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        """Return the dotted name of the module that is imported from."""
+        if not node.level:
+            return node.module or ""
+        parts = self._folder.split(".")
+        folder = ".".join(parts[: len(parts) - node.level + 1])
+        return ".".join(filter(None, (folder, node.module)))
+
+    def _assign(self, target: ast.expr, value: Value, context: Context) -> None:
+        match target:
+            case ast.Name(id=name):
+                context.scope.names[name] = value
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                for part in parts:
+                    self._assign(part, None, context)
+            case ast.Starred(value=inner):
+                self._assign(inner, None, context)
+            case ast.Attribute(value=base):
+                self.value(base, context)
+            case _:
+                self._children(target, context)
+
+    def _annotated(self, node: ast.AnnAssign, context: Context) -> None:
+        if self._annotations_run and context.when == "import":
+            self.value(node.annotation, context)
+        value = self.value(node.value, context)
+        declared = self.declared(node.annotation, context)
+        if node.value is not None or declared is not None:
+            self._assign(node.target, declared if value is None else value, context)
+
+    def declared(self, annotation: ast.expr | None, context: Context) -> Value:
+        """Return what is known of a value by its annotation, which is not recorded as a use."""
+        match annotation:
+            case ast.Constant(value=str(text)):
+                try:
+                    return self.declared(ast.parse(text, mode="eval").body, context)
+                except SyntaxError:
+                    return None
+            case ast.BinOp(op=ast.BitOr(), left=left, right=ast.Constant(value=None)):
+                return self.declared(left, context)
+            case ast.Subscript(value=ast.Name(id="Optional") | ast.Attribute(attr="Optional"), slice=inner):
+                return self.declared(inner, context)
+            case ast.Name() | ast.Attribute():
+                self.silent += 1
+                found = self.value(annotation, context)
+                self.silent -= 1
+                return Instance(found.path) if isinstance(found, Torch) else None
+            case _:
+                return None
+
+    # --- branches
+
+    def _if(self, node: ast.If, context: Context) -> Context | None:
+        condition = self.condition(node.test, context)
+        text = f"if, line {node.lineno}"
+        if _is_main(node.test):
+            context = replace(context, when="call")
+        then_scope, else_scope = self.narrowed(node.test, context.scope).fork(), context.scope.fork()
+        then = self._block(node.body, guarded(replace(context, scope=then_scope), condition, text))
+        other = self._block(node.orelse, guarded(replace(context, scope=else_scope), Not(condition), text))
+        if then is None and other is None:
+            return None
+        if then is None:
+            context.scope.names.update(else_scope.names)
+            return guarded(context, Not(condition), text)
+        if other is None:
+            context.scope.names.update(then_scope.names)
+            return guarded(context, condition, text)
+        context.scope.merge(then_scope, else_scope, condition)
+        return context
+
+    def _try(self, node: ast.Try, context: Context) -> Context | None:
+        catching = [one for one in node.handlers if not _raises(one.body)]
+        handlers = tuple(Handler(_errors(one), one.lineno) for one in catching)
+        scope = context.scope.fork()
+        before = len(self.uses)
+        inside = replace(context, scope=scope, handlers=(*context.handlers, *handlers))
+        after = self._block(node.body, inside)
+        succeeds = self._succeeds(node, before)
+        text = f"try, line {node.lineno}"
+        if after is not None:
+            after = self._block(node.orelse, guarded(replace(context, scope=scope), succeeds, text))
+        ended: list[Scope] = []
+        for one in node.handlers:
+            other = context.scope.fork()
+            if self._block(one.body, guarded(replace(context, scope=other), Not(succeeds), text)) is not None:
+                ended.append(other)
+        if after is not None and ended:
+            context.scope.merge(scope, ended[0], succeeds)
+        else:
+            context.scope.names.update((scope if after is not None or not ended else ended[0]).names)
+        if self._block(node.finalbody, context) is None or (after is None and not ended):
+            return None
+        if not ended and catching:
+            return guarded(context, succeeds, text)
+        return guarded(context, Not(succeeds), text) if after is None else context
+
+    def _succeeds(self, node: ast.Try, before: int) -> Condition:
+        """Return the condition that a `try` raises nothing: its names of torch exist, if it does nothing else."""
+        sure = all(map(_cannot_fail_otherwise, node.body))
+        tried = [Has(use.path) for use in self.uses[before:] if use.way in {"import", "attribute"}]
+        if self.silent:
+            tried = [Has(path) for path in _imported_from_torch(node.body)]
+        return All((*tried, *(() if sure else (UNSURE,))))
+
+    def _with(self, node: ast.With | ast.AsyncWith, context: Context) -> Context | None:
+        inside = context
+        for item in node.items:
+            self.value(item.context_expr, context)
+            if item.optional_vars is not None:
+                self._assign(item.optional_vars, None, context)
+            match item.context_expr:
+                case ast.Call(func=ast.Name(id="suppress") | ast.Attribute(attr="suppress"), args=args):
+                    handler = Handler(frozenset(map(_error_name, args)), node.lineno)
+                    inside = replace(inside, handlers=(*inside.handlers, handler))
+                case _:
+                    pass
+        after = self._block(node.body, inside)
+        return context if after is None and inside is not context else after and replace(after, handlers=context.handlers)
+
+    def _loop(self, node: ast.For | ast.AsyncFor | ast.While, context: Context) -> None:
+        scope = context.scope.fork()
+        inside = replace(context, scope=scope)
+        if isinstance(node, ast.While):
+            inside = guarded(inside, self.condition(node.test, context), f"while, line {node.lineno}")
+        else:
+            self.value(node.iter, context)
+            self._assign(node.target, None, inside)
+        self._block(node.body, inside)
+        self._block(node.orelse, context)
+        context.scope.merge(scope, context.scope.fork(), UNSURE)
+
+    # --- functions and classes
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, context: Context, of: OwnClass | None = None) -> None:
+        inside = context
+        for one in node.decorator_list:
+            condition = truth_of(self.value(one, context))
+            if isinstance(one, ast.Call) and condition is not UNSURE:
+                inside = guarded(inside, condition, f"decorator, line {one.lineno}")
+        for default in (*node.args.defaults, *node.args.kw_defaults):
+            self.value(default, context)
+        parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        if self._annotations_run:
+            others = (node.args.vararg, node.args.kwarg)
+            for annotation in [*(one.annotation for one in (*parameters, *others) if one), node.returns]:
+                self.value(annotation, context)
+        scope = Scope(context.scope)
+        for one in parameters:
+            scope.names[one.arg] = self.declared(one.annotation, context)
+        if of is not None and parameters:
+            scope.names[parameters[0].arg] = OwnInstance(of)
+        function = OwnFunction(node, self, scope)
+        context.scope.names[node.name] = function
+        if not self.silent:
+            self._later.append((function, replace(inside, scope=scope, handlers=(), when="call")))
+
+    def _lambda(self, node: ast.Lambda, context: Context) -> Value:
+        scope = Scope(context.scope)
+        scope.names.update((one.arg, None) for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+        function = OwnFunction(node, self, scope)
+        if not self.silent:
+            self._later.append((function, replace(context, scope=scope, handlers=(), when="call")))
+        return function
+
+    def _class(self, node: ast.ClassDef, context: Context) -> None:
+        for part in (*node.decorator_list, *node.bases, *(one.value for one in node.keywords)):
+            self.value(part, context)
+        own = OwnClass()
+        context.scope.names[node.name] = own
+        inside = replace(context, scope=Scope(context.scope, of_class=True))
+        for statement in node.body:
+            if isinstance(statement, _Function):
+                self._function(statement, inside, own)
+            else:
+                self._statement(statement, inside)
+        own.attributes.update(inside.scope.names)
+        self._attributes_of_self(node, own, inside)
+
+    def _attributes_of_self(self, node: ast.ClassDef, own: OwnClass, context: Context) -> None:
+        """Find what the methods assign to `self`; what they assign differently is not known."""
+        self.silent += 1
+        found: dict[str, list[Value]] = {}
+        for method in (one for one in node.body if isinstance(one, _Function)):
+            scope = Scope(context.scope)
+            for one in (*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs):
+                scope.names[one.arg] = self.declared(one.annotation, context)
+            for statement in ast.walk(method):
+                match statement:
+                    case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=name)], value=value):
+                        found.setdefault(name, []).append(self.value(value, replace(context, scope=scope)))
+                    case ast.AnnAssign(target=ast.Attribute(value=ast.Name(id="self"), attr=name)):
+                        declared = self.declared(statement.annotation, replace(context, scope=scope))
+                        found.setdefault(name, []).append(declared)
+                    case _:
+                        pass
+        self.silent -= 1
+        for name, values in found.items():
+            kinds = {one.path for one in values if isinstance(one, Instance)}
+            if len(kinds) == 1 and all(isinstance(one, Instance) for one in values):
+                own.attributes[name] = values[0]
+
+    def _returned(self, function: OwnFunction) -> Value:
+        """Return the condition that a function returns true, if it depends on torch's release alone."""
+        reader, node = function.reader, function.node
+        if isinstance(node, ast.Lambda):
+            return None
+        if node not in reader._told:
+            reader._told[node] = None
+            outside, reader._returns = reader._returns, []
+            reader.silent += 1
+            reader._block(node.body, Context(function.scope.fork(), when="call"))
+            reader.silent -= 1
+            returns, reader._returns = reader._returns, outside
+            reader._told[node] = _told(returns)
+        return reader._told[node]
+
+
+def _told(returns: Sequence[tuple[Condition, Value]]) -> Value:
+    values = [value for _, value in returns]
+    if values and all(isinstance(value, TorchVersion) for value in values):
+        return TorchVersion()
+    if not any(isinstance(value, Truth) for value in values) and len(returns) < 2:
+        return None
+    return Truth(any_of(All((where, truth_of(value))) for where, value in returns))
+
+
+def _is_main(test: ast.expr) -> bool:
+    return isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
+
+
+def _exits(function: ast.expr) -> bool:
+    return isinstance(function, ast.Attribute) and function.attr in _EXITS
+
+
+def _raises(body: Sequence[ast.stmt]) -> bool:
+    """Tell whether a handler always raises, so that it handles nothing."""
+    return bool(body) and isinstance(body[-1], ast.Raise)
+
+
+def _errors(handler: ast.ExceptHandler) -> frozenset[str]:
+    match handler.type:
+        case None:
+            return frozenset({"BaseException"})
+        case ast.Tuple(elts=parts):
+            return frozenset(map(_error_name, parts))
+        case one:
+            return frozenset({_error_name(one)})
+
+
+def _error_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else "?"
+
+
+def _cannot_fail_otherwise(node: ast.stmt) -> bool:
+    """Tell whether a statement of a `try` fails only for a name of torch that is missing."""
+    match node:
+        case ast.Import(names=names):
+            return all(_always_there(one.name) for one in names)
+        case ast.ImportFrom(level=0, module=str(module)):
+            return _always_there(module)
+        case ast.Assign(value=value) | ast.AnnAssign(value=value) | ast.Expr(value=value) | ast.Return(value=value):
+            return value is None or not any(isinstance(part, (ast.Call, ast.Subscript)) for part in ast.walk(value))
+        case ast.Pass() | ast.FunctionDef() | ast.ClassDef():
+            return True
+        case _:
+            return False
+
+
+def _always_there(module: str) -> bool:
+    root = module.partition(".")[0]
+    return root == "torch" or root in sys.stdlib_module_names
+
+
+def _imported_from_torch(body: Iterable[ast.stmt]) -> list[str]:
+    found: list[str] = []
+    for node in body:
+        if isinstance(node, ast.Import):
+            found += [one.name for one in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found += [f"{node.module}.{one.name}" for one in node.names]
+    return [path for path in found if path.partition(".")[0] == "torch"]

@@ -1,0 +1,150 @@
+"""Reads what a torch has under its names: modules, classes, functions with their parameters, and what they refer to.
+
+griffe reads the sources and stubs, without importing them; what it found is written as the entries of `torch_names.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from zipfile import ZipFile
+
+from automodel_mesh.audit.torch_names import (
+    CLASS,
+    MODULE,
+    OPEN,
+    REFERS,
+    RETURNS,
+    STUB,
+    TYPED,
+    Scopes,
+)
+from automodel_mesh.tracking.sources import ARCHIVE_ERRORS, SourcesError, read_path
+
+if TYPE_CHECKING:
+    import griffe
+
+_CHANGES_ITSELF: Final = re.compile(r"\bglobals\(\)|\bsys\.modules\[__name__\]|^def __getattr__\b", re.MULTILINE)
+"""What a module contains that has more names than its text says."""
+
+_SOURCES: Final = (".py", ".pyi")
+
+
+def read_names(what: Path) -> tuple[str, Scopes]:
+    """Read the names of a torch that is not imported.
+
+    Args:
+        what: a wheel, or a folder with a torch: a site-packages folder, an environment, or a checkout that was built.
+
+    Returns:
+        The release, such as `"2.15.0"`, and its names, as `TorchNames` stores them.
+
+    Raises:
+        SourcesError: there is no torch, or griffe, which an extra brings, is not installed.
+    """
+    if what.is_dir():
+        sources = read_path(what, ("torch/__init__.py",))
+        return sources.version, _read_folder(Path(sources.origin.partition(" in ")[2]).parent)
+    with tempfile.TemporaryDirectory() as folder:
+        version = read_path(what, ()).version
+        try:
+            with ZipFile(what) as archive:
+                files = [name for name in archive.namelist() if name.startswith("torch/") and name.endswith(_SOURCES)]
+                archive.extractall(folder, files)  # noqa: S202 - zipfile keeps the members inside of the folder
+        except ARCHIVE_ERRORS as error:
+            raise SourcesError(f"{what} cannot be read: {error}; download it again") from error
+        return version, _read_folder(Path(folder))
+
+
+def _read_folder(folder: Path) -> Scopes:
+    """Read the package `torch` of a folder."""
+    try:
+        import griffe  # noqa: PLC0415 - an extra, needed to record only
+    except ImportError as error:
+        raise SourcesError(f"{error}; pip install 'automodel-mesh[record]' installs what is missing") from error
+    griffe.logger.setLevel("CRITICAL")  # it logs what it cannot find outside of torch
+    loaded = griffe.load("torch", search_paths=[folder], allow_inspection=False, resolve_aliases=False)
+    scopes: Scopes = {}
+    for module in _modules(loaded):
+        scopes[module.path] = {"": _module_header(module), **dict(_entries(module, module.path, scopes))}
+    return scopes
+
+
+def _modules(module: Any) -> Iterator[griffe.Module]:
+    yield module
+    for member in module.members.values():
+        if not member.is_alias and member.is_module:
+            yield from _modules(member)
+
+
+def _module_header(module: griffe.Module) -> str:
+    file = module.filepath
+    if not isinstance(file, Path) or not file.is_file():  # a folder without __init__.py
+        return MODULE
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return MODULE + (STUB if file.suffix == ".pyi" else "") + (OPEN if _CHANGES_ITSELF.search(text) else "")
+
+
+def _entries(scope: Any, path: str, scopes: Scopes) -> Iterator[tuple[str, str]]:
+    """Yield the names of a module or class, and fill in the scopes of the classes in it."""
+    for name, member in scope.members.items():
+        if not member.is_alias and member.is_module:
+            continue  # known by its own scope
+        if member.runtime:  # not if TYPE_CHECKING
+            yield name, _entry(member, path, scopes)
+    for name, overloads in scope.overloads.items():  # stubs have no implementation
+        if name not in scope.members:
+            yield name, "|".join(dict.fromkeys(map(_function, overloads)))
+
+
+def _entry(member: Any, path: str, scopes: Scopes) -> str:
+    if member.is_alias:
+        return REFERS + member.target_path if _of_torch(member.target_path) else ""
+    if member.is_function:
+        return _function(member)
+    if member.is_class:
+        own = f"{path}{'.' if ':' in path else ':'}{member.name}"
+        bases = ",".join(_path(base) or "?" for base in member.bases)
+        keywords = "?" if member.keywords else ""  # a metaclass
+        scopes[own] = {"": f"{CLASS}{','.join(filter(None, (bases, keywords)))}", **dict(_entries(member, own, scopes))}
+        return CLASS
+    if "property" not in member.labels and _of_torch(target := _path(member.value)):
+        return REFERS + target
+    return TYPED + declared if _of_torch(declared := _path(member.annotation)) else ""
+
+
+def _function(function: Any) -> str:
+    """Write a signature: `(self,a,b=,*,c=)`, `=` for a default, and `>` before the type that it returns."""
+    parts: list[str] = []
+    before = ""
+    for parameter in function.parameters:
+        kind = parameter.kind.value if parameter.kind else ""
+        if before == "positional-only" != kind:
+            parts.append("/")
+        if kind == "keyword-only" and before not in {"keyword-only", "variadic positional"}:
+            parts.append("*")
+        stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
+        parts.append(stars + parameter.name + ("=" if parameter.default is not None and not stars else ""))
+        before = kind
+    if before == "positional-only":
+        parts.append("/")
+    returns = _path(function.returns)
+    return f"({','.join(parts)})" + (RETURNS + returns if _of_torch(returns) else "")
+
+
+def _path(expression: Any) -> str:
+    """Return the dotted path that an expression refers to; empty if it is not just a name."""
+    if expression is None or type(expression).__name__ not in {"ExprName", "ExprAttribute", "str"}:
+        return ""
+    try:
+        path = expression if isinstance(expression, str) else expression.canonical_path
+    except Exception:  # noqa: BLE001 - griffe raises various errors for names that it cannot find
+        return ""
+    return path if re.fullmatch(r"[\w.]+", path) else ""
+
+
+def _of_torch(path: str) -> bool:
+    return path == "torch" or path.startswith("torch.")
