@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.audit.conditions import ALWAYS, NEVER, UNSURE, All, Condition, Has, Not, Takes, any_of, compared
@@ -388,6 +389,7 @@ def _checked_version(name: str, arguments: Iterable[Value]) -> Condition | None:
     return compared(">=", texts[0]) if _AT_LEAST.search(name) else None
 
 
+@cache
 def _in_name(name: str) -> Condition | None:
     """Read names such as `is_torch_greater_or_equal_than_2_6` and `TORCH_GE_2_9`."""
     match = _IN_NAME.fullmatch(name.lower())

@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 from automodel_mesh.audit.findings import Audit, Finding, Kind
 from automodel_mesh.audit.lookup import Release, refused, release_of
 from automodel_mesh.audit.package import Package
+from automodel_mesh.audit.torch_names import CLASS
 from automodel_mesh.audit.values import ANY_ERROR, Use
 
 Outcome: TypeAlias = Literal["fits", "guarded", "cannot tell", "breaks"]
@@ -79,10 +80,14 @@ def _missing_argument(file: str, use: Use, releases: Sequence[Release]) -> Itera
     call = use.node
     keywords = [one.arg for one in call.keywords if one.arg]
     positional = None if any(isinstance(one, ast.Starred) for one in call.args) else len(call.args)
+    answers: dict[tuple[tuple[str, ...], bool], str] = {}
     refusals: dict[str, list[Release]] = {}
     for release in releases:
-        takes_class = release.find(use.path).entry.startswith("C")
-        answer = refused(release.signatures(use.path), keywords, positional, bound=use.bound or takes_class)
+        signatures = release.signatures(use.path)
+        bound = use.bound or release.find(use.path).entry.startswith(CLASS)
+        if (signatures, bound) not in answers:  # most releases have the same
+            answers[signatures, bound] = refused(signatures, keywords, positional, bound=bound)
+        answer = answers[signatures, bound]
         if answer:
             refusals.setdefault(answer, []).append(release)
     for argument, where in refusals.items():

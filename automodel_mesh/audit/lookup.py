@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, TypeAlias
 
-from automodel_mesh.audit.torch_names import CLASS, OPEN, REFERS, RETURNS, TYPED, TorchNames, load_names
+from automodel_mesh.audit.torch_names import CLASS, OPEN, REFERS, RETURNS, STUB, TYPED, TorchNames, load_names
 
 State: TypeAlias = Literal["there", "missing", "unknown"]
 
@@ -104,15 +104,17 @@ class Release:
                     scope = module
                     continue
                 asked = ".".join(["torch", *parts[: place + 1]])
-                return UNKNOWN if self._may_have(scope, part) or asked.startswith(_DYNAMIC) else Found("missing", asked)
+                dynamic = part.startswith("__") or asked.startswith(_DYNAMIC) or self._may_have(scope, part)
+                return UNKNOWN if dynamic else Found("missing", asked)
             rest = parts[place + 1 :]
             if entry.startswith(REFERS):
                 target = entry[1:]
-                if f"{scope}.{part}" != target:  # else a package that imports its own module
-                    found = self.find(".".join([target, *rest]))
-                    # A name that is imported from where the sources do not show it is there all the same.
-                    return found if rest or found.state == "there" else Found("there", target)
-                scope = target
+                if f"{scope}.{part}" == target:  # a package that imports its own module
+                    scope = target
+                    continue
+                if self.find(target).state != "there":  # imported from a stub that leaves it out
+                    return UNKNOWN if rest else Found("there", target)
+                return self.find(".".join([target, *rest]))
             elif entry.startswith(CLASS):
                 scope = f"{scope}{'.' if ':' in scope else ':'}{part}"
                 if not rest:
@@ -152,7 +154,8 @@ class Release:
             return False
         if ":" not in scope:
             return OPEN in names[""] and scope != "torch"
-        if "__getattr__" in names or "__getattribute__" in names:
+        in_stub = STUB in (self._names.scope(scope.partition(":")[0], self.name) or {"": ""})[""]
+        if in_stub or "__getattr__" in names or "__getattribute__" in names:  # stubs leave members out
             return True
         return any(base is None or self._may_have(base, name) for base in self._bases(names))
 

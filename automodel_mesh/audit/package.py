@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import tokenize
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.audit.findings import Unread
 from automodel_mesh.audit.reading import Reader
+from automodel_mesh.audit.telling import TELLING
 from automodel_mesh.tracking.sources import PARSER_ERRORS
 
 if TYPE_CHECKING:
     from automodel_mesh.audit.values import Value
+
+_NAMES: Final = "|".join(TELLING)
+_DEFINED: Final = re.compile(rf"\bdef ({_NAMES})\b|\.({_NAMES})\s*=[^=]|\bsetattr\([^,]+, [\"']({_NAMES})[\"']")
 
 _SKIPPED: Final = frozenset({"__pycache__", "node_modules", "build", "dist", "site-packages", "venv", "env"})
 
@@ -43,8 +49,9 @@ class Package:
 
     @cached_property
     def own_names(self) -> frozenset[str]:
-        """The attributes that this code itself defines or assigns."""
-        return frozenset(name for tree in self._trees.values() for name in _assigned(tree))
+        """The names of `TELLING` that this code itself defines or assigns, and which therefore tell nothing."""
+        found = (match.groups() for source in self.sources.values() for match in _DEFINED.finditer(source))
+        return frozenset(filter(None, chain.from_iterable(found)))
 
     def readers(self) -> Iterator[tuple[str, Reader]]:
         """Yield each file with its reader, which has read it."""
@@ -108,17 +115,3 @@ def _module_name(path: Path) -> str:
         folder = folder.parent
     # Files outside of packages may have the same name.
     return ".".join(parts) if len(parts) > 1 or path.name == "__init__.py" else path.with_suffix("").as_posix()
-
-
-def _assigned(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield node.name
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            yield node.attr
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
-            match node.args:
-                case [_, ast.Constant(value=str(name)), *_]:
-                    yield name
-                case _:
-                    pass

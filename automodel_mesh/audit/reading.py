@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from automodel_mesh.audit.package import Package
 
 _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+_LINES_OF_A_CHECK: Final = 30
+"""Longer functions are not read as checks of the release."""
+
 _EXITS: Final = frozenset({"exit", "_exit", "skip", "fail"})
 
 
@@ -369,7 +372,7 @@ class Reader(Expressions):
     def _returned(self, function: OwnFunction) -> Value:
         """Return the condition that a function returns true, if it depends on torch's release alone."""
         reader, node = function.reader, function.node
-        if isinstance(node, ast.Lambda):
+        if isinstance(node, ast.Lambda) or (node.end_lineno or 0) - node.lineno > _LINES_OF_A_CHECK:
             return None
         if node not in reader._told:
             reader._told[node] = None

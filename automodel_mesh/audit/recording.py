@@ -5,6 +5,7 @@ griffe reads the sources and stubs, without importing them; what it found is wri
 
 from __future__ import annotations
 
+import ast
 import re
 import tempfile
 from collections.abc import Iterator
@@ -22,15 +23,18 @@ from automodel_mesh.audit.torch_names import (
     TYPED,
     Scopes,
 )
-from automodel_mesh.tracking.sources import ARCHIVE_ERRORS, SourcesError, read_path
+from automodel_mesh.tracking.sources import ARCHIVE_ERRORS, PARSER_ERRORS, SourcesError, read_path
 
 if TYPE_CHECKING:
     import griffe
 
-_CHANGES_ITSELF: Final = re.compile(r"\bglobals\(\)|\bsys\.modules\[__name__\]|^def __getattr__\b", re.MULTILINE)
+_CHANGES_ITSELF: Final = re.compile(
+    r"\bglobals\(\)|\bsys\.modules\[__name__\]|\bsys\.modules\[[^\]]+\] =|^def __getattr__\b|^from (?!torch|\.)\S+ import \*",
+    re.MULTILINE,
+)
 """What a module contains that has more names than its text says."""
 
-_SOURCES: Final = (".py", ".pyi")
+_SUFFIXES: Final = (".py", ".pyi")
 
 
 def read_names(what: Path) -> tuple[str, Scopes]:
@@ -45,18 +49,49 @@ def read_names(what: Path) -> tuple[str, Scopes]:
     Raises:
         SourcesError: there is no torch, or griffe, which an extra brings, is not installed.
     """
-    if what.is_dir():
-        sources = read_path(what, ("torch/__init__.py",))
-        return sources.version, _read_folder(Path(sources.origin.partition(" in ")[2]).parent)
+    sources = read_path(what, ())
     with tempfile.TemporaryDirectory() as folder:
-        version = read_path(what, ()).version
-        try:
-            with ZipFile(what) as archive:
-                files = [name for name in archive.namelist() if name.startswith("torch/") and name.endswith(_SOURCES)]
-                archive.extractall(folder, files)  # noqa: S202 - zipfile keeps the members inside of the folder
-        except ARCHIVE_ERRORS as error:
-            raise SourcesError(f"{what} cannot be read: {error}; download it again") from error
-        return version, _read_folder(Path(folder))
+        for path, text in _texts(what, sources.origin):
+            file = Path(folder, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(without_type_checking(text), encoding="utf-8")
+        return sources.version, _read_folder(Path(folder))
+
+
+def _texts(what: Path, origin: str) -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of each source file and stub of a torch."""
+    if what.is_dir():
+        package = Path(origin.removeprefix("torch in "))
+        for file in sorted(package.rglob("*.py*")):
+            if file.suffix in _SUFFIXES:
+                yield file.relative_to(package.parent).as_posix(), file.read_text(encoding="utf-8", errors="replace")
+        return
+    try:
+        with ZipFile(what) as archive:
+            names = [name for name in archive.namelist() if name.startswith("torch/") and name.endswith(_SUFFIXES)]
+            for name in sorted(names):
+                yield name, archive.read(name).decode("utf-8", errors="replace")
+    except ARCHIVE_ERRORS as error:
+        raise SourcesError(f"{what} cannot be read: {error}; download it again") from error
+
+
+def without_type_checking(text: str) -> str:
+    """Blank what only type checkers see: in griffe's eyes, it hides what a module has when it runs."""
+    try:
+        tree = ast.parse(text)
+    except PARSER_ERRORS:
+        return text
+    lines = text.splitlines()
+    for node in ast.walk(tree):
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+                first, last = node.body[0].lineno, node.body[-1].end_lineno or 0
+                if first > node.lineno:
+                    lines[first - 1 : last] = [" " * node.body[0].col_offset + "pass", *[""] * (last - first)]
+            case _:
+                pass
+    # griffe takes the `else` of such an `if` for a part of what is not run.
+    return re.sub(r"^(\s*if )(?:typing\.)?TYPE_CHECKING:", r"\1False:", "\n".join(lines) + "\n", flags=re.MULTILINE)
 
 
 def _read_folder(folder: Path) -> Scopes:
@@ -93,8 +128,7 @@ def _entries(scope: Any, path: str, scopes: Scopes) -> Iterator[tuple[str, str]]
     for name, member in scope.members.items():
         if not member.is_alias and member.is_module:
             continue  # known by its own scope
-        if member.runtime:  # not if TYPE_CHECKING
-            yield name, _entry(member, path, scopes)
+        yield name, _entry(member, path, scopes)
     for name, overloads in scope.overloads.items():  # stubs have no implementation
         if name not in scope.members:
             yield name, "|".join(dict.fromkeys(map(_function, overloads)))
