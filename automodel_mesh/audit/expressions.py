@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.audit.conditions import ALWAYS, NEVER, UNSURE, All, Condition, Has, Not, Takes, any_of, compared
-from automodel_mesh.audit.telling import TELLING
+from automodel_mesh.audit.torch_names import load_names
 from automodel_mesh.audit.types_of_torch import type_of
 from automodel_mesh.audit.values import (
     Context,
@@ -142,8 +142,8 @@ class Expressions:
             self.use(base.path, "attribute", inner, context, given=base.given)
         if isinstance(base, Instance):
             self.use(f"{base.path}.{node.attr}", "attribute", node, context)
-        elif base is None and node.attr in TELLING and node.attr not in self.package.own_names:
-            self.use(f"{TELLING[node.attr]}.{node.attr}", "attribute", node, context, by_name=True)
+        elif base is None and (of := self._told_by(node.attr)):
+            self.use(f"{of}.{node.attr}", "attribute", node, context, by_name=True)
         if isinstance(found, Torch) and isinstance(node.ctx, ast.Load):
             condition = _in_name(node.attr)
             return found if condition is None else Truth(condition)
@@ -171,6 +171,10 @@ class Expressions:
                 return base
             case _:
                 return None
+
+    def _told_by(self, name: str) -> str:
+        """Return the class that a name tells; empty if the code that is read defines it too."""
+        return "" if name in self.package.own_names else load_names().telling.get(name, "")
 
     def _subscript(self, node: ast.Subscript, context: Context) -> Value:
         base = self.value(node.value, context)
@@ -308,8 +312,8 @@ class Expressions:
         path, by_name = "", False
         if isinstance(first, (Torch, Instance)):
             path = f"{first.path}.{attribute}"
-        elif first is None and attribute in TELLING and attribute not in self.package.own_names:
-            path, by_name = f"{TELLING[attribute]}.{attribute}", True
+        elif first is None and (of := self._told_by(attribute)):
+            path, by_name = f"{of}.{attribute}", True
         elif isinstance(first, TorchVersion):
             return first
         if not path:

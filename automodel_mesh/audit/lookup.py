@@ -12,7 +12,7 @@ from automodel_mesh.audit.torch_names import CLASS, OPEN, REFERS, RETURNS, STUB,
 
 State: TypeAlias = Literal["there", "missing", "unknown"]
 
-_DYNAMIC: Final = ("torch.ops", "torch.classes", "torch._ops")
+_DYNAMIC: Final = ("torch.ops", "torch.classes")
 """What lies below is registered when the program runs."""
 
 _COPIED: Final = ("torch._C._VariableFunctions", "torch._C")

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.audit.findings import Unread
 from automodel_mesh.audit.reading import Reader
-from automodel_mesh.audit.telling import TELLING
+from automodel_mesh.audit.torch_names import load_names
 from automodel_mesh.tracking.sources import PARSER_ERRORS
 
 if TYPE_CHECKING:
     from automodel_mesh.audit.values import Value
 
-_NAMES: Final = "|".join(TELLING)
-_DEFINED: Final = re.compile(rf"\bdef ({_NAMES})\b|\.({_NAMES})\s*=[^=]|\bsetattr\([^,]+, [\"']({_NAMES})[\"']")
+_DEFINED: Final = re.compile(r"\bdef (_\w+)|\.(_\w+)\s*=[^=]|\bsetattr\([^,]+, [\"'](_\w+)[\"']")
 
 _SKIPPED: Final = frozenset({"__pycache__", "node_modules", "build", "dist", "site-packages", "venv", "env"})
 
@@ -49,7 +48,7 @@ class Package:
 
     @cached_property
     def own_names(self) -> frozenset[str]:
-        """The names of `TELLING` that this code itself defines or assigns, and which therefore tell nothing."""
+        """The private names that this code itself defines or assigns."""
         found = (match.groups() for source in self.sources.values() for match in _DEFINED.finditer(source))
         return frozenset(filter(None, chain.from_iterable(found)))
 

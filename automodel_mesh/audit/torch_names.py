@@ -1,7 +1,7 @@
 """What each torch release has under its names: the data file that an audit looks names up in.
 
-The file is gzip-compressed text. Its first line is a JSON object with the `schema` and the `releases`. Then comes a block
-for each *scope*, which is a module (`torch.distributed.device_mesh`) or a class (`torch.distributed.device_mesh:DeviceMesh`):
+The file is gzip-compressed text. Its first line is a JSON object with the `schema`, the `releases`, and the `telling`
+names: private members that only one class of torch has, so that they tell the class of a value. Then comes a block for each *scope*, which is a module (`torch.distributed.device_mesh`) or a class (`torch.distributed.device_mesh:DeviceMesh`):
 the scope on a line, and a line for each of its names. The fields of a line are separated by tabs: the name, then pairs of
 releases and entry, one pair for each different entry. The releases are a hexadecimal number whose lowest bit is the first
 release; it is empty if the entry is that of all releases that have the scope. An entry is
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -39,6 +39,9 @@ REFERS: Final = "="
 TYPED: Final = ":"
 RETURNS: Final = ">"
 
+_TOLD: Final = "torch.distributed.device_mesh:"
+"""The classes whose telling names are known: those of this module."""
+
 Scopes: TypeAlias = dict[str, dict[str, str]]
 """The names of one release: scope to name to entry."""
 
@@ -49,10 +52,12 @@ class TorchNames:
     Args:
         releases: the releases, oldest first.
         blocks: the lines of each scope, without the scope itself.
+        telling: the dotted path of the class of each telling name.
     """
 
-    def __init__(self, releases: tuple[str, ...], blocks: Mapping[str, str]) -> None:
+    def __init__(self, releases: tuple[str, ...], blocks: Mapping[str, str], telling: Mapping[str, str]) -> None:
         self.releases = releases
+        self.telling = telling
         self._blocks = blocks
         self._scopes: dict[str, dict[str, dict[str, str]]] = {}
 
@@ -75,7 +80,7 @@ class TorchNames:
 
     def text(self) -> str:
         """Return the text of the data file."""
-        header = json.dumps({"schema": SCHEMA, "releases": self.releases})
+        header = json.dumps({"schema": SCHEMA, "releases": self.releases, "telling": self.telling})
         return "\n\n".join([header, *(f"{path}\n{block}" for path, block in self._blocks.items())]) + "\n"
 
     def save(self, file: Path) -> None:
@@ -117,7 +122,7 @@ def parse_names(text: str) -> TorchNames:
     if document["schema"] != SCHEMA:
         raise ValueError(f"{FILE} has the schema {document['schema']}, and this version reads {SCHEMA}")
     split = (block.partition("\n") for block in blocks)
-    return TorchNames(tuple(document["releases"]), {path: lines for path, _, lines in split})
+    return TorchNames(tuple(document["releases"]), {path: lines for path, _, lines in split}, document["telling"])
 
 
 def recorded_releases() -> tuple[str, ...]:
@@ -133,7 +138,20 @@ def _combine(known: Mapping[str, Scopes]) -> TorchNames:
         having = {release: scopes[path] for release, scopes in known.items() if path in scopes}
         names = sorted({name for names in having.values() for name in names})
         blocks[path] = "\n".join(_line(name, having, releases) for name in names)
-    return TorchNames(releases, blocks)
+    return TorchNames(releases, blocks, _telling(known.values()))
+
+
+def _telling(known: Iterable[Scopes]) -> dict[str, str]:
+    """Return the private members that only one class of torch has, of the classes that are told by them."""
+    classes: dict[str, set[str]] = {}
+    for scopes in known:
+        for path, names in scopes.items():
+            if ":" in path:
+                for name in names:
+                    classes.setdefault(name, set()).add(path)
+    private = ((name, paths) for name, paths in classes.items() if name.startswith("_") and not name.startswith("__"))
+    alone = {name: next(iter(paths)) for name, paths in private if len(paths) == 1}
+    return {name: path.replace(":", ".") for name, path in sorted(alone.items()) if path.startswith(_TOLD)}
 
 
 def _line(name: str, having: Mapping[str, Mapping[str, str]], releases: tuple[str, ...]) -> str:
