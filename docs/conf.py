@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 from automodel_mesh import cli
+from automodel_mesh.audit.behaviours import BEHAVIOURS
 from automodel_mesh.compat.eras.newest import IMPOSSIBLE, SINCE
 from automodel_mesh.compat.eras.support import era_name
 from automodel_mesh.topology import plan
@@ -74,6 +76,8 @@ autodoc_type_aliases = {
 }
 
 MATRIX = CHECKOUT / "ci_matrix" / "torch.toml"
+RAISED = r"\b(\w*Error|Unsupported)\b"
+"""The classes of errors in the results of torch's calls."""
 
 
 def labelled_rows() -> list[tuple[str, dict[str, Any]]]:
@@ -145,10 +149,27 @@ def help_text(*command: str) -> str:
     return printed.getvalue()
 
 
+def known_releases() -> list[str]:
+    """List the releases of the ledger as `2.9`, oldest first."""
+    versions = map(Version, load_ledger().releases)
+    return list(dict.fromkeys(f"{version.major}.{version.minor}" for version in versions))
+
+
+def behaviour_table() -> list[str]:
+    """Show what torch's own calls do: a column for the releases that do the same, and a line for each call."""
+    columns = [
+        [", ".join(releases), *(re.sub(RAISED, r"`\1`", result) for result in results)]
+        for results, releases in groupby(
+            known_releases(), lambda release: [each.result(release) for each in BEHAVIOURS]
+        )
+    ]
+    head, *rows = zip(["", *(each.title for each in BEHAVIOURS)], *columns, strict=True)
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
 def backport_table() -> list[str]:
     """Show what `backport` gives to each release: what torch does itself, what it does then, and what is impossible."""
-    releases = [f"{version.major}.{version.minor}" for version in map(Version, load_ledger().releases)]
-    releases = list(dict.fromkeys(releases))
+    releases = known_releases()
     lines = [f"| | {' | '.join(releases)} |", "|---" * (len(releases) + 1) + "|"]
     rows = {feature: (since, "✓") for feature, since in SINCE.items()}
     rows |= {feature: (obstacle.since, "no") for feature, obstacle in IMPOSSIBLE.items()}
@@ -255,6 +276,7 @@ class FromData(SphinxDirective):
         "releases": release_table,
         "cuda": cuda_table,
         "expected-failures": failure_table,
+        "behaviours": behaviour_table,
         "backport": backport_table,
         "backport-obstacles": backport_obstacles,
         "downstream": downstream_table,

@@ -1,4 +1,4 @@
-"""Prints what torch's own calls do on the installed release: the results in docs/eras.md.
+"""Prints what torch's own calls do on the installed release: the results in `automodel_mesh/audit/behaviours.py`.
 
     python -m tests.plain_torch
 
@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from automodel_mesh import compat
+from automodel_mesh.audit.behaviours import BEHAVIOURS
 from automodel_mesh.compat import worlds
 from automodel_mesh.testing import fake_world, run_ranks
 from tests.compat import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from automodel_mesh.audit.behaviours import Behaviour
 
 NAMES = ("dp", "cp", "tp")
 
@@ -76,7 +79,7 @@ def flattened_from_the_root() -> str:
 
 
 def flattened_across_a_gap() -> str:
-    """The same, of axes that are not contiguous."""
+    """Slicing a flattened axis from the root, of axes that are not contiguous."""
     root = build()
     plain.flatten(plain.slice_mesh(root, ("dp", "tp")), "dp_tp")
     return verdict(plain.slice_mesh(root, "dp_tp"), [0, 1, 4, 5])
@@ -120,6 +123,14 @@ def split_to_a_taken_name() -> str:
     return "two axes of one name" if names == ("pp", "pp", "tp") else f"axes {names}"
 
 
+def override_of_a_split() -> str:
+    """`backend_override` of splitting an axis."""
+    root = plain.init_device_mesh("cpu", (2, 4), mesh_dim_names=("pp", "rest"))
+    chosen = {"dp": "fake"}
+    plain.unflatten(root, 1, (2, 2), ("dp", "tp"), backend_override=chosen)
+    return left_of(chosen)
+
+
 def joined() -> str:
     """Joining meshes."""
     root = build()
@@ -134,6 +145,11 @@ def override() -> str:
     """`backend_override` of `init_device_mesh`."""
     chosen = {"tp": "fake"}
     plain.init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"), backend_override=chosen)
+    return left_of(chosen)
+
+
+def left_of(chosen: dict[str, str]) -> str:
+    """Say what torch has left of the dictionary of backends that it was given."""
     return "works" if chosen else "empties your dictionary"
 
 
@@ -215,31 +231,10 @@ def outside() -> str:
     return "a group"
 
 
-CALLS: tuple[Callable[[], str], ...] = (
-    slice_of_a_slice,
-    name_of_a_flattened_axis,
-    name_of_a_native_axis,
-    own_name,
-    flattened_from_the_root,
-    flattened_across_a_gap,
-    flattened_from_a_slice,
-    split_by_index,
-    split_by_last_index,
-    split_by_name,
-    split_to_a_taken_name,
-    joined,
-    override,
-    axes_of_one_rank,
-    another_thread,
-    equal_roots,
-    dropped,
-    dynamo,
-    sliced_in_compiled_code,
-    size_in_compiled_code,
-    group_in_compiled_code,
-    coordinate,
-    outside,
-)
+def program(behaviour: Behaviour) -> Callable[[], str]:
+    """Return the function that makes the call of a behaviour."""
+    call: Callable[[], str] = globals()[behaviour.program]
+    return call
 
 
 def result_of(call: Callable[[], str]) -> str:
@@ -261,9 +256,9 @@ def result_of(call: Callable[[], str]) -> str:
 def main() -> None:
     """Print a line for each call."""
     sys.stdout.write(f"torch {compat.TORCH_VERSION}\n")
-    for call in CALLS:
-        (found,) = run_ranks(result_of, 1, call, backend=None)
-        sys.stdout.write(f"{str(call.__doc__).rstrip('.')}: {found}\n")
+    for behaviour in BEHAVIOURS:
+        (found,) = run_ranks(result_of, 1, program(behaviour), backend=None)
+        sys.stdout.write(f"{behaviour.title}: {found}\n")
 
 
 if __name__ == "__main__":

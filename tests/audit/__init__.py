@@ -1,0 +1,1 @@
+"""Tests of `automodel_mesh.audit`: it reads code without running it; what it knows of torch is compared with torch."""
