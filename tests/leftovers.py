@@ -32,6 +32,7 @@ NOT_READ: Final = {
 ERAS: Final = "compat/eras"
 FACTS: Final = f"{ERAS}/facts.py"
 NEWEST: Final = f"{ERAS}/newest.py"
+BEHAVIOURS: Final = "automodel_mesh/audit/behaviours.py"
 FACT: Final = r"^([A-Z][A-Z_]+): Final\b"
 SENTENCE: Final = r"floor\s+(?:# )?reaches\s+(?:# )?(\d+\.\d+)"
 
@@ -67,6 +68,7 @@ class Rule:
 
 BEFORE: Final = "no release before {} is supported: delete what is said or done about one"
 UP_TO: Final = "no release up to {} is supported: delete what is said or done about one"
+RESULT: Final = "write OLDEST for it, delete the results above, and the behaviour if nothing is wrong with it any more"
 NO_MEASUREMENTS: Final = "(?!docs/benchmarks/)"
 """Numbers with a point in them are other things than releases there."""
 
@@ -76,6 +78,7 @@ RULES: Final = (
     Rule(SENTENCE, "delete what goes at {}, as it says here", f"(?!{FACTS})"),
     Rule(r"""torch_at_least\(["'](\d[\d.]*)["']\)""", 'torch_at_least("{}") is always true: keep that case only'),
     Rule(r"""^(?:    .*|        )"(\d\.\d+)",(?: "|$)""", "torch {} has it: delete what is said of it", NEWEST),
+    Rule(r'^ +"(\d\.\d+)": ', "no release before {} is supported: " + RESULT, BEHAVIOURS),
     Rule(r"\bfacts\.([A-Z_]+)", "{} is the same on every release: keep that case only"),
     Rule(r"\b(since_\d+_\d+)\b", "{} serves no supported release: delete it, and what is said about it"),
     Rule(r'^until = "([\d.]+)"', "no release before {} is supported: delete the entry", "compat/ledger.toml"),

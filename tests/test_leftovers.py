@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from automodel_mesh.compat import MINIMUM_TORCH
 from automodel_mesh.compat.eras import support
-from tests.leftovers import CHECKOUT, ERAS, FACTS, current_floor, floors_of_facts, leftovers, main
+from tests.leftovers import BEHAVIOURS, CHECKOUT, ERAS, FACTS, current_floor, floors_of_facts, leftovers, main
 from tests.test_ci_matrix import RELEASES
 
 pytestmark = pytest.mark.release_independent
@@ -104,6 +104,7 @@ def test_a_fact_is_found_once(checkout: Path) -> None:
         ),
         ("compat/ledger.toml", 'until = "2.10"', ("2.9", "2.10"), "no release before 2.10 is supported"),
         ("compat/ledger.toml", 'since = "2.10"', ("2.9", "2.10"), "no release before 2.10 is supported"),
+        (BEHAVIOURS, '            "2.9": "works",', ("2.8", "2.9"), "no release before 2.9 is supported"),
         ("README.md", "On every release from 2.6 to 2.15.", ("2.6", "2.7"), "2.6 is not supported"),
         (
             "automodel_mesh/x.py",

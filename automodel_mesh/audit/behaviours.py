@@ -17,6 +17,9 @@ from automodel_mesh.audit.patterns import Condition, MeshCall
 
 Severity: TypeAlias = Literal["fits", "differs", "breaks"]
 
+OLDEST: Final = "0"
+"""Stands for the oldest supported release."""
+
 _MESH: Final = "torch.distributed.device_mesh.DeviceMesh"
 _COMPAT: Final = "automodel_mesh.compat"
 
@@ -47,8 +50,8 @@ class Behaviour:
     Attributes:
         program: the function of `tests/plain_torch.py` that makes the call.
         title: what is called.
-        results: what it does, from each release on until the next one: `absent` if torch has no such call or argument,
-            the class of the error that torch raises, or a few words; after them `warns` if torch gives a warning.
+        results: what it does from `OLDEST` on, and from each release on that changes it: `absent` if torch has no such
+            call or argument, the class of the error that torch raises, or a few words; then `warns` if it warns.
         remedy: the function to call instead, which does the same on all releases.
         rules: how source text shows the call.
         not_seen: why source text does not show it; empty if there are rules.
@@ -88,7 +91,7 @@ BEHAVIOURS: Final = (
         program="slice_of_a_slice",
         title="A slice of a slice",
         results={
-            "2.6": "RuntimeError",
+            OLDEST: "RuntimeError",
             "2.9": "its root is not the root, warns",
             "2.10": "works",
         },
@@ -99,7 +102,7 @@ BEHAVIOURS: Final = (
         program="name_of_a_flattened_axis",
         title="Flattening under the name of another flattened axis",
         results={
-            "2.6": "wrong ranks",
+            OLDEST: "wrong ranks",
             "2.10": "ValueError",
         },
         remedy=f"{_COMPAT}.flatten",
@@ -109,7 +112,7 @@ BEHAVIOURS: Final = (
         program="name_of_a_native_axis",
         title="Flattening under the name of a native axis, then slicing that axis",
         results={
-            "2.6": "KeyError",
+            OLDEST: "KeyError",
             "2.9": "RuntimeError",
             "2.10": "ValueError",
         },
@@ -120,7 +123,7 @@ BEHAVIOURS: Final = (
         program="own_name",
         title="Flattening one axis to its own name",
         results={
-            "2.6": "a duplicate",
+            OLDEST: "a duplicate",
             "2.9": "RuntimeError",
             "2.10": "the mesh itself",
         },
@@ -131,7 +134,7 @@ BEHAVIOURS: Final = (
         program="flattened_from_the_root",
         title="Slicing a flattened axis from the root",
         results={
-            "2.6": "works",
+            OLDEST: "works",
             "2.10": _WARNS,
         },
         remedy=f"{_COMPAT}.slice_mesh",
@@ -141,7 +144,7 @@ BEHAVIOURS: Final = (
         program="flattened_across_a_gap",
         title="Slicing a flattened axis from the root, of axes that are not contiguous",
         results={
-            "2.6": "wrong ranks",
+            OLDEST: "wrong ranks",
             "2.10": "NotImplementedError, warns",
             "2.13": _WARNS,
         },
@@ -152,7 +155,7 @@ BEHAVIOURS: Final = (
         program="flattened_from_a_slice",
         title="Slicing a flattened axis from a slice of the root",
         results={
-            "2.6": "RuntimeError",
+            OLDEST: "RuntimeError",
             "2.9": "KeyError, warns",
             "2.10": "KeyError",
         },
@@ -163,7 +166,7 @@ BEHAVIOURS: Final = (
         program="split_by_index",
         title="Splitting an axis, by its index",
         results={
-            "2.6": "absent",
+            OLDEST: "absent",
             "2.10": "works; again: 2 new groups",
         },
         remedy=f"{_COMPAT}.unflatten",
@@ -173,7 +176,7 @@ BEHAVIOURS: Final = (
         program="split_by_last_index",
         title="Splitting an axis, by the index -1",
         results={
-            "2.6": "absent",
+            OLDEST: "absent",
             "2.10": "AssertionError",
         },
         remedy=f"{_COMPAT}.unflatten",
@@ -183,7 +186,7 @@ BEHAVIOURS: Final = (
         program="split_by_name",
         title="Splitting an axis, by its name",
         results={
-            "2.6": "absent",
+            OLDEST: "absent",
             "2.10": "ValueError",
             "2.12": "works; again: 2 new groups",
         },
@@ -194,7 +197,7 @@ BEHAVIOURS: Final = (
         program="split_to_a_taken_name",
         title="Splitting an axis, to a name the mesh has",
         results={
-            "2.6": "absent",
+            OLDEST: "absent",
             "2.10": "two axes of one name",
         },
         remedy=f"{_COMPAT}.unflatten",
@@ -204,7 +207,7 @@ BEHAVIOURS: Final = (
         program="override_of_a_split",
         title="`backend_override` of splitting an axis",
         results={
-            "2.6": "absent",
+            OLDEST: "absent",
             "2.10": "empties your dictionary",
         },
         remedy=f"{_COMPAT}.unflatten",
@@ -214,7 +217,7 @@ BEHAVIOURS: Final = (
         program="joined",
         title="Joining meshes",
         results={
-            "2.6": "absent",
+            OLDEST: "absent",
             "2.10": "works",
         },
         remedy=f"{_COMPAT}.concatenate",
@@ -224,7 +227,7 @@ BEHAVIOURS: Final = (
         program="override",
         title="`backend_override` of `init_device_mesh`",
         results={
-            "2.6": "absent",
+            OLDEST: "absent",
             "2.9": "empties your dictionary",
         },
         remedy=f"{_COMPAT}.init_device_mesh",
@@ -240,7 +243,7 @@ BEHAVIOURS: Final = (
         program="axes_of_one_rank",
         title="Groups for three axes of one rank",
         results={
-            "2.6": "3 groups",
+            OLDEST: "3 groups",
         },
         remedy=f"{_COMPAT}.init_device_mesh",
         not_seen="it is the same on all releases",
@@ -249,7 +252,7 @@ BEHAVIOURS: Final = (
         program="another_thread",
         title="The root of a slice, in a second thread",
         results={
-            "2.6": "not found",
+            OLDEST: "not found",
             "2.10": "found",
         },
         remedy=f"{_COMPAT}.get_root_mesh",
@@ -259,7 +262,7 @@ BEHAVIOURS: Final = (
         program="equal_roots",
         title="Flattened axes of two equal roots",
         results={
-            "2.6": "shared",
+            OLDEST: "shared",
             "2.10": "separate",
         },
         remedy=f"{_COMPAT}.flatten",
@@ -269,7 +272,7 @@ BEHAVIOURS: Final = (
         program="dropped",
         title="A root and a slice of it without references",
         results={
-            "2.6": "stay in memory",
+            OLDEST: "stay in memory",
             "2.10": "are freed",
         },
         remedy=f"{_COMPAT}.init_device_mesh",
@@ -279,7 +282,7 @@ BEHAVIOURS: Final = (
         program="dynamo",
         title="The first slice of a process imports `torch._dynamo`",
         results={
-            "2.6": "no",
+            OLDEST: "no",
             "2.14": "yes",
         },
         remedy=f"{_COMPAT}.slice_mesh",
@@ -289,7 +292,7 @@ BEHAVIOURS: Final = (
         program="sliced_in_compiled_code",
         title="Slicing inside `torch.compile(fullgraph=True)`",
         results={
-            "2.6": "Unsupported",
+            OLDEST: "Unsupported",
             "2.12": "works",
         },
         remedy=f"{_COMPAT}.slice_mesh",
@@ -299,7 +302,7 @@ BEHAVIOURS: Final = (
         program="size_in_compiled_code",
         title="The size of a slice inside `torch.compile(fullgraph=True)`",
         results={
-            "2.6": "works",
+            OLDEST: "works",
         },
         remedy=f"{_COMPAT}.slice_mesh",
         not_seen="it is the same on all releases",
@@ -308,7 +311,7 @@ BEHAVIOURS: Final = (
         program="group_in_compiled_code",
         title="`get_group` of an axis inside `torch.compile(fullgraph=True)`",
         results={
-            "2.6": "InternalTorchDynamoError",
+            OLDEST: "InternalTorchDynamoError",
             "2.7": "Unsupported",
             "2.12": "works",
         },
@@ -319,7 +322,7 @@ BEHAVIOURS: Final = (
         program="coordinate",
         title="The type of a coordinate",
         results={
-            "2.6": "list",
+            OLDEST: "list",
             "2.11": "tuple",
         },
         remedy=f"{_COMPAT}.get_coordinate",
@@ -332,7 +335,7 @@ BEHAVIOURS: Final = (
         program="outside",
         title="`get_group` on a rank outside of the mesh",
         results={
-            "2.6": "IndexError",
+            OLDEST: "IndexError",
         },
         remedy=f"{_COMPAT}.get_group",
         not_seen="which ranks run a call is known only when the code runs",

@@ -1,0 +1,303 @@
+"""The rules for known behaviours find small programs that are affected, and none that is right on every release."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from automodel_mesh.audit.behaviours import BEHAVIOURS, OLDEST, Behaviour, Rule
+from automodel_mesh.audit.patterns import MeshCall
+from automodel_mesh.compat.eras.newest import SINCE
+from tests import plain_torch
+from tests.leftovers import leftovers
+from tests.test_ci_matrix import RELEASES, ROOT
+
+pytestmark = pytest.mark.release_independent
+
+NAMED = {behaviour.program: behaviour for behaviour in BEHAVIOURS}
+ROOT_AXES = ("dp", "cp", "tp")
+KNOWN: dict[str, dict[str, Any]] = {
+    "root": {"receiver": "root", "axes": ROOT_AXES},
+    "hsdp": {"receiver": "slice", "axes": ("dp", "cp")},
+    "line": {"receiver": "slice", "axes": ("tp",)},
+    "part": {"receiver": "slice"},
+    "flat": {"receiver": "flattened", "axes": ("dp_cp",)},
+    "split": {"receiver": "unflattened"},
+    "mesh": {},
+}
+"""What the reader of source text knows of the variables in these programs."""
+FLATTENED = {"dp_cp": ("dp", "cp"), "dp_tp": ("dp", "tp"), "all": (), "tp": ("tp",)}
+
+
+def found(text: str) -> list[str]:
+    """Return the programs of the behaviours that rules find in an expression, for each rule and call."""
+    tree = ast.parse(text)
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    return [
+        behaviour.program
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Call, ast.Subscript))
+        for behaviour in BEHAVIOURS
+        for rule in behaviour.rules
+        if called(node) == rule.call.rpartition(".")[2]
+        if rule.matches(what_is_known(node, parents.get(node)))
+    ]
+
+
+def called(node: ast.Call | ast.Subscript) -> str:
+    """Return the last name of what is called."""
+    if isinstance(node, ast.Subscript):
+        return "__getitem__"
+    return node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+
+
+def what_is_known(node: ast.Call | ast.Subscript, parent: ast.AST | None) -> MeshCall:
+    """Return what a reader of the text knows: variables by their names in `KNOWN`, and that a subscript is a slice."""
+    callee = node.func if isinstance(node, ast.Call) else node
+    mesh = callee.value if isinstance(callee, (ast.Attribute, ast.Subscript)) else None
+    known: dict[str, Any] = KNOWN.get(mesh.id, {}) if isinstance(mesh, ast.Name) else {}
+    if isinstance(mesh, ast.Subscript):
+        known = {"receiver": "slice"}
+    root_axes = () if isinstance(mesh, ast.Name) and mesh.id == "mesh" else ROOT_AXES
+    return MeshCall(node, **known, root_axes=root_axes, flattened=FLATTENED, parent=parent)
+
+
+@pytest.mark.parametrize(
+    ("program", "affected", "right"),
+    [
+        (
+            "slice_of_a_slice",
+            ("root['dp', 'cp']['cp']", "hsdp['cp']", "hsdp[name]", "part[('cp',)]", "hsdp['cp'].get_group()"),
+            (
+                "root['cp']",
+                "hsdp['dp', 'cp']",
+                "line['tp']",
+                "line[name]",
+                "split['dp']",
+                "flat['dp_cp']",
+                "mesh['cp']",
+            ),
+        ),
+        (
+            "own_name",
+            (
+                "root['tp']._flatten('tp')",
+                "root['tp']._flatten()",
+                "root[('tp',)]._flatten(mesh_dim_name='tp')",
+                "line._flatten(None)",
+            ),
+            (
+                "root['tp']._flatten('other')",
+                "root['tp']._flatten(name)",
+                "root['dp', 'cp']._flatten()",
+                "part._flatten('tp')",
+                "line._flatten(backend_override='gloo', **options)",
+            ),
+        ),
+        (
+            "flattened_from_the_root",
+            ("root['dp_cp']", "root['dp_cp', 'tp']", "mesh['dp_cp']", "mesh['dp_tp']", "split['dp_cp']", "root['all']"),
+            ("root['dp', 'cp']", "root[name]", "root['dp_tp']", "flat['dp_cp']", "root['tp']", "root['other']"),
+        ),
+        ("flattened_across_a_gap", ("root['dp_tp']", "split['dp_tp']"), ("root['dp_cp']", "mesh['dp_tp']")),
+        (
+            "flattened_from_a_slice",
+            ("hsdp['dp_cp']", "root['cp', 'tp']['dp_cp']", "part['dp_tp']"),
+            ("hsdp['cp']", "root['dp_cp']", "hsdp['tp']"),
+        ),
+        (
+            "split_by_last_index",
+            ("root._unflatten(-1, (2, 2), names)", "root._unflatten(dim=-1, mesh_sizes=(2, 2))"),
+            ("root._unflatten(1, (2, 2), names)", "root._unflatten(-2, (2, 2), names)", "root._unflatten(i, (2, 2))"),
+        ),
+        (
+            "split_by_name",
+            ("root._unflatten('tp', (2, 2), names)", "mesh._unflatten(mesh_sizes=(2, 2), dim='tp')"),
+            ("root._unflatten(1, (2, 2), names)", "root._unflatten(name, (2, 2), names)", "root._unflatten(*given)"),
+        ),
+        (
+            "split_to_a_taken_name",
+            (
+                "root._unflatten(1, (2, 2), ('dp', 'x'))",
+                "root._unflatten(1, (2, 2), mesh_dim_names=['x', 'tp'])",
+                "root['dp', 'cp']._unflatten(0, (1, 2), ('x', 'cp'))",
+            ),
+            (
+                "root._unflatten(1, (2, 2), ('x', 'y'))",
+                "root._unflatten(1, (2, 2), ('cp', 'x'))",
+                "root._unflatten(i, (2, 2), ('dp', 'x'))",
+                "root._unflatten(3, (2, 2), ('dp', 'x'))",
+                "mesh._unflatten(1, (2, 2), ('dp', 'x'))",
+                "root._unflatten(1, (2, 2), ('dp', name))",
+            ),
+        ),
+        (
+            "override_of_a_split",
+            ("root._unflatten(1, (2, 2), ('x', 'y'), backend_override=chosen)",),
+            (
+                "root._unflatten(1, (2, 2), ('x', 'y'), backend_override={'x': 'gloo'})",
+                "root._unflatten(1, (2, 2), ('x', 'y'))",
+            ),
+        ),
+        (
+            "override",
+            ("init_device_mesh('cpu', (2,), mesh_dim_names=('a',), backend_override=self.backends)",),
+            (
+                "init_device_mesh('cpu', (2,), backend_override={'a': 'gloo'})",
+                "init_device_mesh('cpu', (2,), backend_override=dict(chosen))",
+                "init_device_mesh('cpu', (2,), backend_override=None)",
+                "init_device_mesh('cpu', (2,), **options)",
+            ),
+        ),
+        (
+            "coordinate",
+            (
+                "mesh.get_coordinate() == (0, 1)",
+                "table[mesh.get_coordinate()]",
+                "seen.add(mesh.get_coordinate())",
+                "hash(mesh.get_coordinate())",
+                "{mesh.get_coordinate(): 1}",
+                "{mesh.get_coordinate()}",
+                "mesh.get_coordinate() + (0,)",
+                "isinstance(mesh.get_coordinate(), tuple)",
+                "[0, 1] != mesh.get_coordinate()",
+                "mesh.get_coordinate() + [0]",
+                "isinstance(mesh.get_coordinate(), list)",
+                "mesh.get_coordinate().append(0)",
+                "mesh.get_coordinate()[0] = 1",
+            ),
+            (
+                "mesh.get_coordinate()[0]",
+                "tuple(mesh.get_coordinate())",
+                "mesh.get_coordinate() is None",
+                "mesh.get_coordinate() == other.get_coordinate()",
+                "mesh.get_coordinate() in [(0, 1)]",
+                "mesh.get_coordinate().index(0)",
+                "{1: mesh.get_coordinate()}",
+                "isinstance(mesh.get_coordinate(), (list, tuple))",
+            ),
+        ),
+    ],
+)
+def test_a_rule_finds_what_is_affected_and_nothing_else(
+    program: str, affected: tuple[str, ...], right: tuple[str, ...]
+) -> None:
+    """Each affected program is found, by this rule alone; this rule finds none of those that are right."""
+    assert {text: found(text) for text in affected} == {text: [program] for text in affected}
+    assert [text for text in right if program in found(text)] == []
+
+
+def test_each_rule_is_tested() -> None:
+    """The test above has a program for each behaviour that has rules."""
+    (cases,) = (
+        mark.args[1]
+        for mark in test_a_rule_finds_what_is_affected_and_nothing_else.pytestmark  # type: ignore[attr-defined]
+    )
+    assert [case[0] for case in cases] == [behaviour.program for behaviour in BEHAVIOURS if behaviour.rules]
+
+
+def test_a_result_in_a_variable_is_found_where_it_is_used() -> None:
+    """The expression that has the result may be a variable, which the reader of the text tells."""
+    needs_a_tuple, needs_a_list = NAMED["coordinate"].rules
+    call, use = (ast.parse(text, mode="eval").body for text in ("mesh.get_coordinate()", "table[coordinate]"))
+    assert isinstance(call, ast.Call)
+    assert isinstance(use, ast.Subscript)
+    assert needs_a_tuple.matches(MeshCall(call, parent=use, result=use.slice))
+    assert not needs_a_tuple.matches(MeshCall(call, parent=use, result=use.value))
+    assert not needs_a_list.matches(MeshCall(call, parent=use, result=use.value))
+
+
+@pytest.mark.parametrize(
+    ("program", "severities"),
+    [
+        ("slice_of_a_slice", {"2.6": "breaks", "2.8.0": "breaks", "2.9.1": "differs", "2.10": "fits", "2.15": "fits"}),
+        ("flattened_from_the_root", {"2.9": "fits", "2.10": "differs"}),
+        ("flattened_across_a_gap", {"2.9": "differs", "2.12": "breaks", "2.13": "differs"}),
+        ("split_by_name", {"2.9": "fits", "2.10": "breaks", "2.11": "breaks", "2.12": "fits"}),
+        ("override", {"2.8": "fits", "2.9": "differs", "2.15": "differs"}),
+        ("coordinate", {"2.10": "differs", "2.11": "fits"}),
+    ],
+)
+def test_how_serious_a_behaviour_is(program: str, severities: dict[str, str]) -> None:
+    """An error breaks, another result or a warning differs, and what is absent is left to the reader of names."""
+    behaviour = NAMED[program]
+    assert {release: behaviour.severity(behaviour.rules[0], release) for release in severities} == severities
+
+
+# --- the records
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.program)
+def test_a_record_is_complete(behaviour: Behaviour) -> None:
+    """It has a program of its title, releases in their order, a function of ours, and rules or the reason for none."""
+    assert plain_torch.program(behaviour).__doc__ == f"{behaviour.title}."
+    releases = list(behaviour.results)
+    assert releases[0] == OLDEST
+    assert releases == sorted(releases, key=Version)
+    assert all(before != after for before, after in pairwise(behaviour.results.values()))
+    module, _, function = behaviour.remedy.rpartition(".")
+    assert function in import_module(module).__all__
+    assert bool(behaviour.rules) != bool(behaviour.not_seen)
+    assert set().union(*(rule.differs for rule in behaviour.rules)) <= set(behaviour.results.values())
+
+
+@pytest.mark.parametrize("rule", {rule.call: rule for each in BEHAVIOURS for rule in each.rules}.values())
+def test_a_rule_names_what_torch_has(rule: Rule) -> None:
+    """The dotted path of a rule is where torch defines the function or method."""
+    path, _, name = rule.call.rpartition(".")
+    module = path.removesuffix(".DeviceMesh")
+    holder = import_module(module)
+    function = getattr(holder if module == path else holder.DeviceMesh, name)
+    assert f"{function.__module__}.{function.__qualname__}" == rule.call
+
+
+def test_each_result_that_begins_later_is_found_when_the_floor_passes_it() -> None:
+    """`python -m tests.leftovers` lists each result but the first ones, whose releases are not in the text."""
+    listed = [place for place in leftovers(ROOT, RELEASES[-1]) if place.path.endswith("audit/behaviours.py")]
+    later = [release for behaviour in BEHAVIOURS for release in behaviour.results if release != OLDEST]
+    assert len([place for place in listed if "write OLDEST" in place.remedy]) == len(later)
+
+
+SAME = {
+    "slice_of_a_slice": "`mesh[...]` of a slice, without a warning",
+    "flattened_across_a_gap": "`mesh[...]` of a flattened axis that is not contiguous",
+    "name_of_a_flattened_axis": "`mesh._flatten` to a name in use is an error",
+    "name_of_a_native_axis": "`mesh._flatten` to a name in use is an error",
+    "own_name": "`mesh._flatten` of one axis to its own name gives the mesh itself",
+    "split_by_index": "`mesh._unflatten` of an axis by its index",
+    "split_by_name": "`mesh._unflatten` of an axis by its name",
+    "joined": "`DeviceMesh._concatenate`",
+    "coordinate": "`mesh.get_coordinate` as a tuple",
+    "override": "`init_device_mesh(backend_override=...)`",
+}
+"""Facts that are recorded also for `backport`."""
+ONLY_NAMES = {
+    "`mesh._flatten(backend_override=...)`",
+    "`mesh._get_root_mesh`",
+    "`root._flatten_mapping`",
+    "`mesh._is_current_rank_part_of_mesh`",
+    "`mesh.get_group`, `get_all_groups`: of each axis of every mesh",
+    "`mesh.abort`",
+    "`DeviceMesh(preserve_rank_order=False)`",
+}
+"""Features of `backport` that no behaviour is about."""
+
+
+def test_backport_dates_the_same_facts_alike() -> None:
+    """What the newest torch does, it does since the release that compat/eras/newest.py has for it."""
+    assert set(SINCE) == {*SAME.values(), *ONLY_NAMES}
+    since = {program: list(NAMED[program].results)[-1] for program in SAME}
+    assert since == {program: SINCE[feature] for program, feature in SAME.items()}
+
+
+def test_the_records_need_no_torch() -> None:
+    """An audit runs where torch is not installed: the records import nothing of it."""
+    program = "import sys; import automodel_mesh.audit.behaviours; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
