@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
-from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from packaging.version import Version
 
-from automodel_mesh.audit.behaviours import BEHAVIOURS, OLDEST, Behaviour, Rule
+from automodel_mesh.audit.behaviours import BEHAVIOURS
 from automodel_mesh.audit.patterns import MeshCall
-from automodel_mesh.compat.eras.newest import SINCE
-from tests import plain_torch
-from tests.leftovers import leftovers
-from tests.test_ci_matrix import RELEASES, ROOT
 
 pytestmark = pytest.mark.release_independent
 
@@ -229,75 +220,3 @@ def test_how_serious_a_behaviour_is(program: str, severities: dict[str, str]) ->
     """An error breaks, another result or a warning differs, and what is absent is left to the reader of names."""
     behaviour = NAMED[program]
     assert {release: behaviour.severity(behaviour.rules[0], release) for release in severities} == severities
-
-
-# --- the records
-
-
-@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.program)
-def test_a_record_is_complete(behaviour: Behaviour) -> None:
-    """It has a program of its title, releases in their order, a function of ours, and rules or the reason for none."""
-    assert plain_torch.program(behaviour).__doc__ == f"{behaviour.title}."
-    releases = list(behaviour.results)
-    assert releases[0] == OLDEST
-    assert releases == sorted(releases, key=Version)
-    assert all(before != after for before, after in pairwise(behaviour.results.values()))
-    module, _, function = behaviour.remedy.rpartition(".")
-    assert function in import_module(module).__all__
-    assert bool(behaviour.rules) != bool(behaviour.not_seen)
-    assert set().union(*(rule.differs for rule in behaviour.rules)) <= set(behaviour.results.values())
-
-
-@pytest.mark.parametrize("rule", {rule.call: rule for each in BEHAVIOURS for rule in each.rules}.values())
-def test_a_rule_names_what_torch_has(rule: Rule) -> None:
-    """The dotted path of a rule is where torch defines the function or method."""
-    path, _, name = rule.call.rpartition(".")
-    module = path.removesuffix(".DeviceMesh")
-    holder = import_module(module)
-    function = getattr(holder if module == path else holder.DeviceMesh, name)
-    assert f"{function.__module__}.{function.__qualname__}" == rule.call
-
-
-def test_each_result_that_begins_later_is_found_when_the_floor_passes_it() -> None:
-    """`python -m tests.leftovers` lists each result but the first ones, whose releases are not in the text."""
-    listed = [place for place in leftovers(ROOT, RELEASES[-1]) if place.path.endswith("audit/behaviours.py")]
-    later = [release for behaviour in BEHAVIOURS for release in behaviour.results if release != OLDEST]
-    assert len([place for place in listed if "write OLDEST" in place.remedy]) == len(later)
-
-
-SAME = {
-    "slice_of_a_slice": "`mesh[...]` of a slice, without a warning",
-    "flattened_across_a_gap": "`mesh[...]` of a flattened axis that is not contiguous",
-    "name_of_a_flattened_axis": "`mesh._flatten` to a name in use is an error",
-    "name_of_a_native_axis": "`mesh._flatten` to a name in use is an error",
-    "own_name": "`mesh._flatten` of one axis to its own name gives the mesh itself",
-    "split_by_index": "`mesh._unflatten` of an axis by its index",
-    "split_by_name": "`mesh._unflatten` of an axis by its name",
-    "joined": "`DeviceMesh._concatenate`",
-    "coordinate": "`mesh.get_coordinate` as a tuple",
-    "override": "`init_device_mesh(backend_override=...)`",
-}
-"""Facts that are recorded also for `backport`."""
-ONLY_NAMES = {
-    "`mesh._flatten(backend_override=...)`",
-    "`mesh._get_root_mesh`",
-    "`root._flatten_mapping`",
-    "`mesh._is_current_rank_part_of_mesh`",
-    "`mesh.get_group`, `get_all_groups`: of each axis of every mesh",
-    "`mesh.abort`",
-    "`DeviceMesh(preserve_rank_order=False)`",
-}
-"""Features of `backport` that no behaviour is about."""
-
-
-def test_backport_dates_the_same_facts_alike() -> None:
-    """What the newest torch does, it does since the release that compat/eras/newest.py has for it."""
-    assert set(SINCE) == {*SAME.values(), *ONLY_NAMES}
-    since = {program: list(NAMED[program].results)[-1] for program in SAME}
-    assert since == {program: SINCE[feature] for program, feature in SAME.items()}
-
-
-def test_the_records_need_no_torch() -> None:
-    """An audit runs where torch is not installed: the records import nothing of it."""
-    program = "import sys; import automodel_mesh.audit.behaviours; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
