@@ -73,6 +73,23 @@ class Unread:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What is to be said of a comment `# audit: ignore[NAME] reason`.
+
+    Attributes:
+        file: the path of its file.
+        line: its line, from 1.
+        text: what is wrong, in a sentence.
+        is_error: whether the comment is not written as it must be, and so ignores nothing.
+    """
+
+    file: str
+    line: int
+    text: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True)
 class Audit:
     """The result of an audit.
 
@@ -82,6 +99,7 @@ class Audit:
         findings: in the order of files and lines, with those that the code takes care of.
         unread: the files that could not be read, which makes their verdict `cannot tell`.
         other_files: how many files were read that do not use torch.
+        notes: what is to be said of comments that ignore findings.
     """
 
     releases: tuple[str, ...]
@@ -89,6 +107,7 @@ class Audit:
     findings: tuple[Finding, ...]
     unread: tuple[Unread, ...] = ()
     other_files: int = 0
+    notes: tuple[Note, ...] = ()
 
     def verdict(self, release: str, file: str | None = None) -> Verdict:
         """Return the most serious verdict on a release, of one file or of all."""
