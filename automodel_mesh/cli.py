@@ -1,5 +1,6 @@
 """The `automodel-mesh` command: parses the command line and runs the subcommand that it names.
 
+    automodel-mesh audit    says which torch releases your code runs on: `audit/command.py`
     automodel-mesh doctor   checks the contract on the installed torch: `doctor/command.py`
     automodel-mesh plan     says what a mesh needs before it runs: `planning/command.py`
     automodel-mesh releases lists the supported releases of torch: `tracking/releases.py`
@@ -24,6 +25,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh import running
+from automodel_mesh.audit import command as audit_command
 from automodel_mesh.doctor import command as doctor_command
 from automodel_mesh.exit_status import INTERRUPTED, PIPE_CLOSED, UNUSABLE
 from automodel_mesh.planning import command as plan_command
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 _EPILOG: Final = """\
 examples:
+  automodel-mesh audit src
   automodel-mesh doctor
   automodel-mesh plan --world-size 64 --tp 8
   automodel-mesh run train.py
@@ -122,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"automodel-mesh {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in (doctor_command, plan_command, releases, running, track_command):
+    for command in (audit_command, doctor_command, plan_command, releases, running, track_command):
         command.add_parser(commands)
     return parser
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from automodel_mesh.terminal import rich_module
+from automodel_mesh.terminal import rich_module, write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,12 +25,16 @@ class Table:
         columns: the headings.
         rows: the cells, as many in each row as there are columns.
         numbers: the columns with numbers, which are aligned at the right.
+        styles: on terminals, the style of rich for each cell with this text, such as `{"fails": "bold red"}`.
+        is_dense: whether a terminal shows it without lines between the columns, because there are many.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers: frozenset[str] = frozenset()
+    styles: Mapping[str, str] = field(default_factory=dict[str, str])
+    is_dense: bool = False
 
 
 def as_text(table: Table) -> str:
@@ -77,8 +81,7 @@ def show(parts: Iterable[str | Table], *, markdown: bool = False) -> None:
         return
     table_text = as_markdown if markdown else as_text
     written = (part if isinstance(part, str) else table_text(part) for part in parts)
-    sys.stdout.write("\n\n".join(written) + "\n")
-    sys.stdout.flush()
+    write("\n\n".join(written))
 
 
 def _show_with_rich(console: Console, parts: Sequence[str | Table]) -> None:
@@ -91,13 +94,14 @@ def _show_with_rich(console: Console, parts: Sequence[str | Table]) -> None:
         if isinstance(part, str):
             console.print(part, markup=False, soft_wrap=True)
             continue
-        table = RichTable(title=Text(part.title, style="bold"), title_justify="left")
+        dense: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)} if part.is_dense else {}
+        table = RichTable(title=Text(part.title, style="bold"), title_justify="left", **dense)
         for index, name in enumerate(part.columns):
             table.add_column(
                 name, justify="right" if name in part.numbers else "left", no_wrap=not index, overflow="fold"
             )
         for row in part.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(cell, style=part.styles.get(cell, "")) for cell in row))
         console.print(table)
 
 

@@ -18,8 +18,8 @@ def select(text: str, recorded: Sequence[str]) -> tuple[str, ...]:
     """Choose among the recorded releases.
 
     Args:
-        text: `"newest"`, releases and spans of releases with commas between, such as `"2.6-2.8,2.11"`, where `"2.9"` means
-            all recorded patches of 2.9, or a specifier as in a requirement, such as `">=2.8,<2.12"`.
+        text: `"newest"`, releases and spans of releases with commas between, such as `"2.6-2.8,2.11"`, where `"2.9"`
+            means all recorded patches of 2.9, or a specifier as in a requirement, such as `">=2.8,<2.12"`.
         recorded: all releases, full versions, oldest first.
 
     Returns:

@@ -35,8 +35,6 @@ the line a progress bar, and colours the text on terminals unless `NO_COLOR` is 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -44,7 +42,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from automodel_mesh.exit_status import UNUSABLE
-from automodel_mesh.terminal import ERASE_LINE, hint_at_rich, rich_module, visible
+from automodel_mesh.terminal import ERASE_LINE, hint_at_rich, rich_module, terminal_width, visible, write, write_json
 from automodel_mesh.tracking import report
 from automodel_mesh.tracking.comparison import Comparison, Verdict, compare
 from automodel_mesh.tracking.index import NEWEST, NIGHTLY, default_cache, read_release
@@ -251,13 +249,13 @@ def _existing(what: str) -> Path | None:
 
 def _show(comparison: Comparison, options: argparse.Namespace) -> None:
     if options.json:
-        _write(json.dumps(report.as_document(comparison), indent=2))
+        write_json(report.as_document(comparison))
     elif options.markdown:
-        _write(report.as_markdown(comparison))
+        write(report.as_markdown(comparison))
     elif not sys.stdout.isatty():
-        _write(report.as_text(comparison))
+        write(report.as_text(comparison))
     elif (console := rich_module("console")) is None:
-        _write(report.as_text(comparison, width=_columns()))
+        write(report.as_text(comparison, width=terminal_width()))
         hint_at_rich("colours")
     else:
         _show_coloured(comparison, console)
@@ -269,13 +267,6 @@ def _show_coloured(comparison: Comparison, console_module: ModuleType) -> None:
     console = console_module.Console(highlight=False)
     for line in report.as_lines(comparison, width=console.width):
         console.print(Text(line.text, style=_COLOURS.get(line.kind, "")), soft_wrap=True)
-
-
-def _write(text: str) -> None:
-    # Sources may contain characters that stdout cannot write.
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
 
 
 # --- progress
@@ -293,7 +284,7 @@ def _progress() -> AbstractContextManager[Watch]:
 @contextmanager
 def _line(stream: TextIO) -> Generator[Watch, None, None]:
     """Show steps on one line that is rewritten, and erase it at the end."""
-    line = _Line(stream, _columns())
+    line = _Line(stream, terminal_width())
     try:
         yield line
     finally:
@@ -351,7 +342,3 @@ def _amount(done: int, total: int, unit: Unit) -> str:
     if unit == "files":
         return f"{done} of {total}" if total else ""
     return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
-
-
-def _columns() -> int:
-    return shutil.get_terminal_size().columns

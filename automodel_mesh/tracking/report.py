@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import textwrap
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, Final, Literal, TypeAlias
 
-from automodel_mesh.terminal import visible
+from automodel_mesh.markdown import code, codes, longest_run, prose
+from automodel_mesh.terminal import one_line, visible
 from automodel_mesh.tracking.comparison import VERDICTS, Change, Comparison, Finding, Verdict, worst_first
 
 JSON_SCHEMA: Final = 1
@@ -102,11 +102,6 @@ def _diff_lines(diff: str) -> list[str]:
     return visible(diff).removesuffix("\n").split("\n") if diff else []
 
 
-def _one_line(text: str) -> str:
-    """Put a text on one line, each white space a single space."""
-    return visible(" ".join(text.split()))
-
-
 # --- text
 
 
@@ -146,7 +141,7 @@ def as_lines(comparison: Comparison, *, width: int | None = None) -> Iterator[Li
     Yields:
         The lines, in order.
     """
-    torch, origin = _one_line(comparison.torch), _one_line(comparison.origin)
+    torch, origin = one_line(comparison.torch), one_line(comparison.origin)
     yield Line(comparison.verdict, f"torch {torch} (from {origin}): {comparison.verdict} - {_summary(comparison)}")
     for sentence in (f"{_basis(comparison)}.", _meaning(comparison)):
         yield from _plain(sentence, width)
@@ -163,7 +158,7 @@ def as_lines(comparison: Comparison, *, width: int | None = None) -> Iterator[Li
 
 
 def _finding_lines(finding: Finding, width: int | None) -> Iterator[Line]:
-    yield Line("name", f"{_one_line(finding.name)}  {_CHANGES[finding.change]}")
+    yield Line("name", f"{one_line(finding.name)}  {_CHANGES[finding.change]}")
     for label, text in (
         *_signatures(finding),
         ("used by", ", ".join(finding.used_by)),
@@ -180,7 +175,7 @@ def _finding_lines(finding: Finding, width: int | None) -> Iterator[Line]:
 
 def _plain(text: str, width: int | None, *, first: str = "", hanging: str = "") -> Iterator[Line]:
     """Yield a sentence as lines, the first with a label, the others with a hanging indent."""
-    text = _one_line(text)
+    text = one_line(text)
     if width is None:
         yield Line("plain", first + text)
         return
@@ -255,11 +250,11 @@ def _reduced(comparison: Comparison, extent: _Extent, name: str, limit: int) -> 
 def _compose(comparison: Comparison, extent: _Extent) -> str:
     findings = worst_first(comparison.findings)
     blocks = [
-        f"# torch {_prose(comparison.torch)}: {comparison.verdict}\n<!-- findings {_fingerprint(findings)} -->",
+        f"# torch {prose(comparison.torch)}: {comparison.verdict}\n<!-- findings {_fingerprint(findings)} -->",
         f"**{comparison.verdict}**: {_summary(comparison)}. {_meaning(comparison)}",
-        f"Read from {_code(comparison.origin)}; {_prose(_basis(comparison))}.",
+        f"Read from {code(comparison.origin)}; {prose(_basis(comparison))}.",
         *_cuts(findings, extent),
-        *(f"> {_prose(note)}" for note in comparison.notes),
+        *(f"> {prose(note)}" for note in comparison.notes),
         *_table(findings[: extent.rows]),
     ]
     for finding in findings[: extent.sections]:
@@ -288,21 +283,21 @@ def _table(findings: tuple[Finding, ...]) -> Iterator[str]:
 
 def _row(finding: Finding) -> str:
     functions = list(dict.fromkeys((*finding.used_by, *finding.reaches)))
-    touched = _codes(functions[:_LISTED_FUNCTIONS])
+    touched = codes(functions[:_LISTED_FUNCTIONS])
     if len(functions) > _LISTED_FUNCTIONS:
         touched += f" and {len(functions) - _LISTED_FUNCTIONS} more"
-    cells = (_code(finding.name), _CHANGES[finding.change], finding.verdict, touched)
+    cells = (code(finding.name), _CHANGES[finding.change], finding.verdict, touched)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _section(finding: Finding, room: int) -> Iterator[str]:
-    yield f"## {_code(finding.name)} {_CHANGES[finding.change]} ({finding.verdict})"
+    yield f"## {code(finding.name)} {_CHANGES[finding.change]} ({finding.verdict})"
     facts = (
-        *((label, _code(signature)) for label, signature in _signatures(finding)),
-        ("used by", _codes(finding.used_by)),
-        ("reaches", _codes(finding.reaches)),
-        ("relied on", _prose(finding.use)),
-        ("what to do", _prose(finding.remedy)),
+        *((label, code(signature)) for label, signature in _signatures(finding)),
+        ("used by", codes(finding.used_by)),
+        ("reaches", codes(finding.reaches)),
+        ("relied on", prose(finding.use)),
+        ("what to do", prose(finding.remedy)),
     )
     if items := [f"- **{label}**: {text}" for label, text in facts if text]:
         yield "\n".join(items)
@@ -317,7 +312,7 @@ def _details(diff: str, room: int) -> str:
     left_out = [f"{len(lines) - len(shown)} lines of the diff are left out."] if len(shown) < len(lines) else []
     if not shown:
         return left_out[0]
-    fence = "`" * max(3, _longest_run("\n".join(shown)) + 1)
+    fence = "`" * max(3, longest_run("\n".join(shown)) + 1)
     fenced = "\n".join([f"{fence}diff", *shown, fence])
     return "\n\n".join(["<details><summary>diff</summary>", fenced, *left_out, "</details>"])
 
@@ -334,31 +329,3 @@ def _fingerprint(findings: Iterable[Finding]) -> str:
         for finding in findings
     ]
     return hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:16]
-
-
-def _code(text: str) -> str:
-    """Make a code span of any text; nothing of an empty one."""
-    text = _one_line(text)
-    if not text:
-        return ""
-    marks = "`" * (_longest_run(text) + 1)
-    padding = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{marks}{padding}{text}{padding}{marks}"
-
-
-def _codes(names: Iterable[str]) -> str:
-    return ", ".join(map(_code, names))
-
-
-def _prose(text: str) -> str:
-    """Keep code spans as they are, and escape what else is Markdown, HTML, or the mention of a user."""
-    parts = re.split(r"((`+)(?!`).*?(?<!`)\2(?!`))", _one_line(text))
-    # The pattern's two groups follow each piece between: plain, code, its backticks, plain, ...
-    plain = [re.sub(r"([\\`*_<>\[\]#|~])", r"\\\1", part).replace("@", "@<!-- -->") for part in parts[::3]]
-    spans = [*parts[1::3], ""]
-    return "".join(piece for pair in zip(plain, spans, strict=True) for piece in pair)
-
-
-def _longest_run(text: str) -> int:
-    """Count the backticks of the longest run of them."""
-    return max(map(len, re.findall("`+", text)), default=0)
