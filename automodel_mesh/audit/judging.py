@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from automodel_mesh.audit.findings import Audit, Finding, Kind
+from automodel_mesh.audit.findings import Audit, Finding, Kind, Note
+from automodel_mesh.audit.ignoring import apply_ignores
 from automodel_mesh.audit.lookup import Release, refused, release_of
 from automodel_mesh.audit.package import Package
 from automodel_mesh.audit.torch_names import CLASS
@@ -32,11 +33,14 @@ def audit(paths: Sequence[Path], releases: Sequence[str]) -> Audit:
     package = Package(paths)
     lookups = [release_of(one) for one in releases]
     findings: list[Finding] = []
+    notes: list[Note] = []
     using: list[str] = []
     for file, reader in package.readers():
         if reader.uses:
             using.append(file)
-            findings += _findings(file, reader.uses, lookups)
+        found = apply_ignores(package.sources[file], list(_findings(file, reader.uses, lookups)), file)
+        findings += found.findings
+        notes += found.notes
     using += [one.file for one in package.unread]
     return Audit(
         tuple(releases),
@@ -44,6 +48,7 @@ def audit(paths: Sequence[Path], releases: Sequence[str]) -> Audit:
         tuple(findings),
         tuple(package.unread),
         len(package.files) - len(using),
+        tuple(notes),
     )
 
 
