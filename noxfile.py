@@ -79,11 +79,12 @@ print(f"imported {len(found)} modules from the installed wheel")
 # What the tests of the wheel are run with: neither automodel_mesh/ nor compat/.
 WHEEL_TESTS_NEED: Final = ("README.md", "ci_matrix", "docs", "pyproject.toml", "tests")
 
-# The schemas that check-jsonschema brings for the files in .github.
+# The schemas that check-jsonschema brings for the files that GitHub reads.
 SCHEMAS: Final = {
-    "dependabot": "dependabot.yml",
-    "github-issue-forms": "ISSUE_TEMPLATE/*.yml",
-    "github-workflows": "workflows/*.yml",
+    "dependabot": ".github/dependabot.yml",
+    "github-actions": "action.yml",
+    "github-issue-forms": ".github/ISSUE_TEMPLATE/*.yml",
+    "github-workflows": ".github/workflows/*.yml",
 }
 
 
@@ -221,13 +222,14 @@ def add_sessions(
 # The cheapest checks first: nox runs sessions in the order of this file.
 @nox.session(python=TOOLS_PYTHON)
 def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff, and .github with zizmor and the schemas of its files."""
-    session.install(*tools("check-jsonschema", "ruff", "zizmor"))
+    """Check style and formatting with ruff, and what GitHub and pre-commit read with zizmor and its schemas."""
+    session.install(*tools("check-jsonschema", "pre-commit", "ruff", "zizmor"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("zizmor", "--offline", "--quiet", ".github")
+    session.run("zizmor", "--offline", "--quiet", ".github", "action.yml")
+    session.run("pre-commit", "validate-manifest", ".pre-commit-hooks.yaml")
     for schema, files in SCHEMAS.items():
-        found = sorted(map(str, Path(".github").glob(files)))
+        found = sorted(map(str, Path().glob(files)))
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *found)
 
 
@@ -245,7 +247,7 @@ def typing(session: nox.Session) -> None:
 def releases(session: nox.Session) -> None:
     """Follow CONTRIBUTING.md in copies of the checkout: drop torch releases, and add one."""
     with environment(session):
-        used = tools("check-jsonschema", "mypy", "pyright", "ruff", "types-psutil", "zizmor")
+        used = tools("check-jsonschema", "mypy", "pre-commit", "pyright", "ruff", "types-psutil", "zizmor")
         install(session, "bench,docs,tests", ROWS[NEWEST].torch, *used)
         session.run("pytest", "--numprocesses=2", "tests/contributing.py", *session.posargs)
 

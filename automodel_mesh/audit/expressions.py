@@ -42,7 +42,9 @@ _VERSION_OF_TORCH: Final = re.compile(r"_?(get_)?(pytorch|torch)_version(_base|_
 _CHECKS_VERSION: Final = re.compile(r"torch", re.IGNORECASE)
 _AT_LEAST: Final = re.compile(r"greater_or_equal|at_least|min_version|(^|_)(ge|gte|min)(_|$)|geq|available|newer")
 _BELOW: Final = re.compile(r"less_than|below|older|(^|_)(lt|before)(_|$)")
-_IN_NAME: Final = re.compile(r"(?P<kind>.*torch.*?(greater_or_equal|at_least|ge|gte|geq|>=|less_than|lt)\w*?)_?v?(?P<major>\d)_?(?P<minor>\d+)(_\d+)?$")
+_IN_NAME: Final = re.compile(
+    r"(?P<kind>.*torch.*?(greater_or_equal|at_least|ge|gte|geq|>=|less_than|lt)\w*?)_?v?(?P<major>\d)_?(?P<minor>\d+)(_\d+)?$"
+)
 _SIGNS: Final = {
     ast.Lt: "<", ast.LtE: "<=", ast.Eq: "==", ast.NotEq: "!=", ast.GtE: ">=", ast.Gt: ">",
 }  # fmt: skip
@@ -116,7 +118,9 @@ class Expressions:
         if not self.silent:
             self.uses.append(use)
 
-    def use(self, path: str, way: Way, node: ast.AST, context: Context, *, given: Condition = ALWAYS, **more: object) -> None:
+    def use(
+        self, path: str, way: Way, node: ast.AST, context: Context, *, given: Condition = ALWAYS, **more: object
+    ) -> None:
         """Record a use of a name, under the condition that the variable has it."""
         if given is not ALWAYS:
             context = replace(context, guards=(*context.guards, Guard(given, "the check where it is imported")))

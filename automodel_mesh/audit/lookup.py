@@ -195,7 +195,9 @@ def _refused(signature: str, keywords: Collection[str], positional: int | None, 
     named = [part.rstrip("=") for part in parts if part not in {"/", "*"}]
     only_positional = parts[: parts.index("/")] if "/" in parts else []
     stars = [place for place, part in enumerate(parts) if part.startswith("*")]
-    allowed = {part.lstrip("*") for part in named if not part.startswith("*")} - {one.rstrip("=") for one in only_positional}
+    allowed = {part.lstrip("*") for part in named if not part.startswith("*")} - {
+        one.rstrip("=") for one in only_positional
+    }
     missing = next((one for one in keywords if one not in allowed), "")
     if missing:
         return missing

@@ -60,7 +60,9 @@ class Reader(Expressions):
         self._returns: list[tuple[Condition, Value]] = []
         self._told: dict[ast.AST, Value] = {}
         self._annotations_run = not any(
-            isinstance(node, ast.ImportFrom) and node.module == "__future__" and any(one.name == "annotations" for one in node.names)
+            isinstance(node, ast.ImportFrom)
+            and node.module == "__future__"
+            and any(one.name == "annotations" for one in node.names)
             for node in tree.body
         )
 
@@ -285,7 +287,9 @@ class Reader(Expressions):
                 case _:
                     pass
         after = self._block(node.body, inside)
-        return context if after is None and inside is not context else after and replace(after, handlers=context.handlers)
+        return (
+            context if after is None and inside is not context else after and replace(after, handlers=context.handlers)
+        )
 
     def _loop(self, node: ast.For | ast.AsyncFor | ast.While, context: Context) -> None:
         scope = context.scope.fork()
@@ -301,7 +305,9 @@ class Reader(Expressions):
 
     # --- functions and classes
 
-    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, context: Context, of: OwnClass | None = None) -> None:
+    def _function(
+        self, node: ast.FunctionDef | ast.AsyncFunctionDef, context: Context, of: OwnClass | None = None
+    ) -> None:
         inside = context
         for one in node.decorator_list:
             condition = truth_of(self.value(one, context))

@@ -91,9 +91,7 @@ class OwnInstance:
     of: OwnClass
 
 
-Value: TypeAlias = (
-    "Torch | Instance | TorchVersion | Known | Truth | Parameters | OwnModule | OwnFunction | OwnClass | OwnInstance | None"
-)
+Value: TypeAlias = "Torch | Instance | TorchVersion | Known | Truth | Parameters | OwnModule | OwnFunction | OwnClass | OwnInstance | None"
 """`None` if nothing is known."""
 
 
