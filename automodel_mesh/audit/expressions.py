@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.audit.conditions import ALWAYS, NEVER, UNSURE, All, Condition, Has, Not, Takes, any_of, compared
 from automodel_mesh.audit.torch_names import load_names
+from automodel_mesh.audit.made_meshes import made_by_call, made_mesh, strings
 from automodel_mesh.audit.types_of_torch import type_of
 from automodel_mesh.audit.values import (
     Context,
@@ -186,9 +187,9 @@ class Expressions:
         if isinstance(base, TorchVersion):
             return base
         if isinstance(base, Instance) and isinstance(node.ctx, ast.Load):
-            self.use(f"{base.path}.__getitem__", "subscript", node, context, receiver=base.made_by)
+            self.use(f"{base.path}.__getitem__", "subscript", node, context, receiver=base)
             made = type_of(f"{base.path}.__getitem__", called=True)
-            return Instance(made, "__getitem__") if made else None
+            return made_mesh(made, "slice", strings(node.slice), base) if made else None
         return None
 
     # --- conditions
@@ -271,12 +272,12 @@ class Expressions:
         if isinstance(function, Torch):
             self.use(function.path, "call", node, context, given=function.given)
             made = type_of(function.path, called=True)
-            return Instance(made, name) if made else None
+            return made_by_call(made, name, node, None) if made else None
         if isinstance(owner, Instance):
             path = f"{owner.path}.{name}"
-            self.use(path, "call", node, context, bound=True, receiver=owner.made_by)
+            self.use(path, "call", node, context, bound=True, receiver=owner)
             made = type_of(path, called=True)
-            return Instance(made, name) if made else None
+            return made_by_call(made, name, node, owner) if made else None
         if isinstance(function, OwnClass):
             return OwnInstance(function)
         return None

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from automodel_mesh.audit.findings import Audit, Finding, Kind, Note
 from automodel_mesh.audit.ignoring import apply_ignores
 from automodel_mesh.audit.lookup import Release, refused, release_of
+from automodel_mesh.audit.mesh_calls import behaviours_of
 from automodel_mesh.audit.package import Package
+from automodel_mesh.audit.reading import Reader
+from automodel_mesh.audit.spans import spans
 from automodel_mesh.audit.torch_names import CLASS
 from automodel_mesh.audit.values import ANY_ERROR, Use
 
-Outcome: TypeAlias = Literal["fits", "guarded", "cannot tell", "breaks"]
+Outcome: TypeAlias = Literal["guarded", "cannot tell", "breaks"]
 
-_RAISED: Final = {"import": {"ImportError"}, "attribute": {"AttributeError"}, "call": {"TypeError"}}
+_RAISED: Final[Mapping[str, frozenset[str]]] = {
+    "import": frozenset({"ImportError"}),
+    "attribute": frozenset({"AttributeError"}),
+    "call": frozenset({"TypeError"}),
+    "subscript": frozenset(),
+}
+"""The errors that a use raises which a release does not have; what a known behaviour raises is not handled."""
 
 
 def audit(paths: Sequence[Path], releases: Sequence[str]) -> Audit:
@@ -34,114 +42,144 @@ def audit(paths: Sequence[Path], releases: Sequence[str]) -> Audit:
     lookups = [release_of(one) for one in releases]
     findings: list[Finding] = []
     notes: list[Note] = []
-    using: list[str] = []
+    using = [one.file for one in package.unread]
     for file, reader in package.readers():
         if reader.uses:
             using.append(file)
-        found = apply_ignores(package.sources[file], list(_findings(file, reader.uses, lookups)), file)
-        findings += found.findings
-        notes += found.notes
-    using += [one.file for one in package.unread]
-    return Audit(
-        tuple(releases),
-        tuple(sorted(using)),
-        tuple(findings),
-        tuple(package.unread),
-        len(package.files) - len(using),
-        tuple(notes),
-    )
+        left = apply_ignores(package.sources[file], list(_Judge(file, lookups).findings(reader)), file)
+        findings += left.findings
+        notes += left.notes
+    others = len(package.files) - len(using)
+    return Audit(tuple(releases), tuple(sorted(using)), tuple(findings), tuple(package.unread), others, tuple(notes))
 
 
-def _findings(file: str, uses: Sequence[Use], releases: Sequence[Release]) -> Iterator[Finding]:
-    seen: set[tuple[int, str, str]] = set()
-    for use in sorted(uses, key=lambda one: (one.node.lineno, one.node.col_offset)):
-        for finding in (*_missing_name(file, use, releases), *_missing_argument(file, use, releases)):
-            key = (finding.line, finding.kind, finding.name)
-            if key not in seen:
-                seen.add(key)
-                yield finding
+class _Judge:
+    """Judges the uses of torch in a file.
 
+    Args:
+        file: its path.
+        releases: the releases to look them up in.
+    """
 
-def _missing_name(file: str, use: Use, releases: Sequence[Release]) -> Iterator[Finding]:
-    found = {release: release.find(use.path) for release in releases}
-    missing = [release for release, one in found.items() if one.state == "missing"]
-    if use.way == "call" or use.way == "subscript" or not missing:
-        return
-    names = {found[release].path for release in missing}
-    nowhere = len(missing) == len(releases)
-    if nowhere and use.way != "import":
-        of_class = all(":" in release.find(use.path.rpartition(".")[0]).path for release in releases)
-        if of_class or all(release.is_of_others(found[release].path) for release in missing):
-            return  # set by this program, or by another package
-    outcomes = {release: _outcome(use, release, use.way) for release in missing}
-    if nowhere and use.way == "attribute":
-        outcomes = {one: "cannot tell" if outcome == "breaks" else outcome for one, outcome in outcomes.items()}
-    yield _finding(file, use, "missing-name", min(names, key=len), outcomes)
+    def __init__(self, file: str, releases: Sequence[Release]) -> None:
+        self._file = file
+        self._releases = releases
 
+    def findings(self, reader: Reader) -> list[Finding]:
+        """Return what is not the same on all releases, in the order of lines, each once for a line."""
+        found = [one for use in reader.uses for one in (*self._missing_name(use), *self._missing_argument(use))]
+        for use, behaviour, rule in behaviours_of(reader.uses, reader.tree):
+            severities = {release: behaviour.severity(rule, release.name) for release in self._releases}
+            outcomes = {one: self._outcome(use, one) for one, severity in severities.items() if severity == "breaks"}
+            for release, severity in severities.items():
+                if severity == "differs" and self._outcome(use, release) != "guarded":
+                    outcomes[release] = "cannot tell"
+            results = {one: behaviour.result(one.name) for one in outcomes}
+            message = f"{behaviour.title}: {self._by_result(results)}"
+            if outcomes:
+                found.append(self._finding(use, "changed-behaviour", use.path, outcomes, message, behaviour.remedy))
+        once = {(one.line, one.kind, one.name, one.message): one for one in found}
+        return sorted(once.values(), key=lambda one: (one.line, one.column))
 
-def _missing_argument(file: str, use: Use, releases: Sequence[Release]) -> Iterator[Finding]:
-    if use.way != "call" or not isinstance(use.node, ast.Call):
-        return
-    call = use.node
-    keywords = [one.arg for one in call.keywords if one.arg]
-    positional = None if any(isinstance(one, ast.Starred) for one in call.args) else len(call.args)
-    answers: dict[tuple[tuple[str, ...], bool], str] = {}
-    refusals: dict[str, list[Release]] = {}
-    for release in releases:
-        signatures = release.signatures(use.path)
-        bound = use.bound or release.find(use.path).entry.startswith(CLASS)
-        if (signatures, bound) not in answers:  # most releases have the same
-            answers[signatures, bound] = refused(signatures, keywords, positional, bound=bound)
-        answer = answers[signatures, bound]
-        if answer:
-            refusals.setdefault(answer, []).append(release)
-    for argument, where in refusals.items():
-        if len(where) == len(releases):
-            continue  # torch changes the function when it runs, or another is meant
-        outcomes = {release: _outcome(use, release, "call") for release in where}
-        yield _finding(file, use, "missing-argument", f"{use.path}({argument})", outcomes)
+    def _missing_name(self, use: Use) -> Iterator[Finding]:
+        found = {release: release.find(use.path) for release in self._releases}
+        missing = [release for release, one in found.items() if one.state == "missing"]
+        if use.way in {"call", "subscript"} or not missing:
+            return
+        name = min((found[release].path for release in missing), key=len)
+        outcomes = {release: self._outcome(use, release) for release in missing}
+        if len(missing) == len(self._releases) and use.way != "import":
+            if self._is_set_elsewhere(use, name):
+                return
+            outcomes = {one: "cannot tell" if outcome == "breaks" else outcome for one, outcome in outcomes.items()}
+        message = f"{name} is not in torch {self._spans(missing)}"
+        defined = {one.path.replace(":", ".") for one in found.values() if one.state == "there"}
+        elsewhere = next((one for one in sorted(defined) if all(r.find(one).state == "there" for r in self._releases)), "")
+        yield self._finding(use, "missing-name", name, outcomes, message, elsewhere)
 
+    def _is_set_elsewhere(self, use: Use, name: str) -> bool:
+        """Tell whether what no release has may be set by the program, by another package, or by C++ code."""
+        owner = use.path.rpartition(".")[0]
+        return all(":" in one.find(owner).path or one.is_of_others(name) for one in self._releases)
 
-def _outcome(use: Use, release: Release, way: str) -> Outcome:
-    values = [guard.condition.on(release) for guard in use.context.guards]
-    if False in values or _handler(use, release, way) is not None:
-        return "guarded"
-    return "cannot tell" if None in values else "breaks"
+    def _missing_argument(self, use: Use) -> Iterator[Finding]:
+        if use.way != "call" or not isinstance(use.node, ast.Call):
+            return
+        keywords = [one.arg for one in use.node.keywords if one.arg]
+        positional = None if any(isinstance(one, ast.Starred) for one in use.node.args) else len(use.node.args)
+        answers: dict[tuple[tuple[str, ...], bool], str] = {}
+        refusals: dict[str, list[Release]] = {}
+        for release in self._releases:
+            signatures = release.signatures(use.path)
+            bound = use.bound or release.find(use.path).entry.startswith(CLASS)
+            if (signatures, bound) not in answers:  # most releases have the same
+                answers[signatures, bound] = refused(signatures, keywords, positional, bound=bound)
+            if answer := answers[signatures, bound]:
+                refusals.setdefault(answer, []).append(release)
+        for argument, where in refusals.items():
+            if len(where) == len(self._releases):
+                continue  # torch changes the function when it runs, or another is meant
+            outcomes = {release: self._outcome(use, release) for release in where}
+            what = f"so many arguments ({positional})" if argument == "*" else f"no argument `{argument}`"
+            verb = "does not take" if argument == "*" else "takes"
+            message = f"{use.path} {verb} {what} in torch {self._spans(where)}"
+            yield self._finding(use, "missing-argument", f"{use.path}({argument})", outcomes, message)
 
+    # --- guards
 
-def _handler(use: Use, release: Release, way: str) -> str | None:
-    """Return the handler of the error that a use raises, in words."""
-    raised = _RAISED[way] | ANY_ERROR
-    if way == "import" and release.find(use.path.rpartition(".")[0]).state == "missing":
-        raised |= {"ModuleNotFoundError"}
-    handler = next((one for one in reversed(use.context.handlers) if one.errors & raised), None)
-    return None if handler is None else handler.text
+    def _outcome(self, use: Use, release: Release) -> Outcome:
+        values = [guard.condition.on(release) for guard in use.context.guards]
+        if False in values or self._handler(use, release):
+            return "guarded"
+        return "cannot tell" if None in values else "breaks"
 
+    def _handler(self, use: Use, release: Release) -> str:
+        """Return the handler of the error that a use raises, in words; empty if there is none."""
+        raised = _RAISED[use.way] | ANY_ERROR
+        if use.way == "import" and release.find(use.path.rpartition(".")[0]).state == "missing":
+            raised |= {"ModuleNotFoundError"}
+        return next((one.text for one in reversed(use.context.handlers) if one.errors & raised), "")
 
-def _finding(file: str, use: Use, kind: Kind, name: str, outcomes: dict[Release, Outcome]) -> Finding:
-    where = partial(_where, outcomes)
-    return Finding(
-        file=file,
-        line=use.node.lineno,
-        column=use.node.col_offset + 1,
-        kind=kind,
-        name=name,
-        breaks=where("breaks"),
-        cannot_tell=where("cannot tell"),
-        guarded=where("guarded"),
-        when=use.context.when,
-        message="",
-        guard=_guard(use, outcomes),
-    )
-
-
-def _where(outcomes: dict[Release, Outcome], outcome: Outcome) -> tuple[str, ...]:
-    return tuple(release.name for release, one in outcomes.items() if one == outcome)
-
-
-def _guard(use: Use, outcomes: dict[Release, Outcome]) -> str:
-    release = next((release for release, one in outcomes.items() if one == "guarded"), None)
-    if release is None:
+    def _guard(self, use: Use, outcomes: Mapping[Release, Outcome]) -> str:
+        """Return what protects a use, in words; of a use of which nothing can be told, what is not understood."""
+        for release, outcome in outcomes.items():
+            value = {"guarded": False, "cannot tell": None}.get(outcome, True)
+            if value is True:
+                continue
+            found = [guard.text for guard in use.context.guards if guard.condition.on(release) is value]
+            return found[-1] if found else self._handler(use, release)
         return ""
-    false = next((guard.text for guard in use.context.guards if guard.condition.on(release) is False), None)
-    return false or _handler(use, release, use.way if use.way in _RAISED else "call") or ""
+
+    # --- findings
+
+    def _finding(
+        self, use: Use, kind: Kind, name: str, outcomes: Mapping[Release, Outcome], message: str, instead: str = ""
+    ) -> Finding:
+        def where(outcome: Outcome) -> tuple[str, ...]:
+            return tuple(release.name for release in self._releases if outcomes.get(release) == outcome)
+
+        node = use.node
+        return Finding(
+            file=self._file,
+            line=getattr(node, "lineno", 0),
+            column=getattr(node, "col_offset", 0) + 1,
+            kind=kind,
+            name=name,
+            breaks=where("breaks"),
+            cannot_tell=where("cannot tell"),
+            guarded=where("guarded"),
+            when=use.context.when,
+            message=message,
+            guard=self._guard(use, outcomes),
+            instead=instead,
+        )
+
+    def _spans(self, some: Sequence[Release]) -> str:
+        return spans([one.name for one in some], [one.name for one in self._releases])
+
+    def _by_result(self, results: Mapping[Release, str]) -> str:
+        """Write results, each with its releases: `RuntimeError on 2.6 - 2.8, KeyError on 2.9`."""
+        releases: dict[str, list[Release]] = {}
+        for release, result in results.items():
+            releases.setdefault(result, []).append(release)
+        return "; ".join(f"{result} on {self._spans(where)}" for result, where in releases.items())

@@ -143,7 +143,7 @@ def splits_to_a_taken_name(call: MeshCall) -> bool:
     axes, split = call.axes_of_the_mesh, _value(call.argument("dim", 0))
     if isinstance(split, int) and -len(axes) <= split < len(axes):
         split = axes[split]
-    new = _strings(call.argument("mesh_dim_names", 2))
+    new = strings(call.argument("mesh_dim_names", 2))
     return split in axes and any(name in axes and name != split for name in new)
 
 
@@ -198,10 +198,10 @@ def _calls(node: ast.AST | None, name: str) -> TypeGuard[ast.Call]:
 
 
 def _names(node: ast.AST) -> tuple[str, ...]:
-    return _strings(node.slice) if isinstance(node, ast.Subscript) else ()
+    return strings(node.slice) if isinstance(node, ast.Subscript) else ()
 
 
-def _strings(node: ast.AST | None) -> tuple[str, ...]:
+def strings(node: ast.AST | None) -> tuple[str, ...]:
     """Return the strings of a literal string, tuple or list; nothing if there is anything else."""
     value = _value(node)
     found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (tuple, list)) else ()

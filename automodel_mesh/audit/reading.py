@@ -47,6 +47,7 @@ class Reader(Expressions):
         is_package: whether it is an `__init__.py`.
 
     Attributes:
+        tree: its text, parsed.
         scope: its names, after `read`.
         uses: its uses of torch, after `finish`.
     """
@@ -54,7 +55,7 @@ class Reader(Expressions):
     def __init__(self, package: Package, name: str, tree: ast.Module, *, is_package: bool) -> None:
         super().__init__(package, name)
         self.scope = Scope()
-        self._tree = tree
+        self.tree = tree
         self._folder = name if is_package else name.rpartition(".")[0]
         self._later: list[tuple[OwnFunction, Context]] = []
         self._returns: list[tuple[Condition, Value]] = []
@@ -68,7 +69,7 @@ class Reader(Expressions):
 
     def read(self) -> None:
         """Read what runs when the module is imported."""
-        self._block(self._tree.body, Context(self.scope))
+        self._block(self.tree.body, Context(self.scope))
 
     def finish(self) -> None:
         """Read the bodies of its functions, which run later, when all names of the module are there."""

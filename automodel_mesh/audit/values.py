@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from automodel_mesh.audit.conditions import ALWAYS, All, Condition, Constant, Not, any_of
 from automodel_mesh.audit.findings import When
+from automodel_mesh.audit.patterns import Receiver
 
 if TYPE_CHECKING:
     from automodel_mesh.audit.reading import Reader
@@ -27,12 +28,15 @@ class Instance:
 
     Attributes:
         path: the class.
-        made_by: the last name of the function that made it, such as `init_device_mesh`, or `__getitem__`; empty if it is
-            not known.
+        made: of a mesh, how it was made.
+        axes: of a mesh, the names of its axes; empty if they are not known.
+        root_axes: of a mesh, the names of the axes of its root; empty if they are not known.
     """
 
     path: str
-    made_by: str = ""
+    made: Receiver = "mesh"
+    axes: tuple[str, ...] = ()
+    root_axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ class Use:
         node: the expression or statement.
         context: where it stands.
         bound: of a call, whether the first parameter is given by an object.
-        receiver: of a call of a method, what made the object; see `Instance.made_by`.
+        receiver: of a call of a method, or a subscript, the object.
         by_name: whether the object's type is not known, and the name alone tells it.
     """
 
@@ -213,5 +217,5 @@ class Use:
     node: ast.AST
     context: Context
     bound: bool = False
-    receiver: str = ""
+    receiver: Instance | None = None
     by_name: bool = False
