@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from packaging.version import InvalidVersion, Version
 
@@ -29,7 +29,7 @@ class Constant:
 
     value: bool | None
 
-    def on(self, release: Release) -> bool | None:
+    def on(self, release: Release) -> bool | None:  # noqa: ARG002 - as of other conditions
         """Return the value."""
         return self.value
 
@@ -94,7 +94,7 @@ def any_of(conditions: Iterable[Condition]) -> Condition:
     return Not(All(tuple(map(Not, conditions))))
 
 
-_OPERATORS: Final[dict[str, Callable[[object, object], bool]]] = {
+OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,
     "==": operator.eq,
@@ -114,7 +114,7 @@ class Compared:
     def on(self, release: Release) -> bool | None:
         """Compare the release."""
         version = Version(release.name)
-        compare = _OPERATORS[self.sign]
+        compare = OPERATORS[self.sign]
         if isinstance(self.constant, Version):
             return compare(version, self.constant)
         return compare(version.release[: len(self.constant)], self.constant)
@@ -132,7 +132,7 @@ def compared(sign: str, constant: object, *, swapped: bool = False) -> Condition
         swapped: whether the constant stands at the left.
     """
     sign = _SWAPPED.get(sign, sign) if swapped else sign
-    if sign not in _OPERATORS:
+    if sign not in OPERATORS:
         return UNSURE
     if isinstance(constant, int) and not isinstance(constant, bool):
         constant = (constant,)

@@ -1,4 +1,4 @@
-"""Says for each use of torch in some code on which releases it is there, and for each file on which releases it fits."""
+"""Says of each use of torch in some code on which releases it is there."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class _Judge:
             results = {one: behaviour.result(one.name) for one in outcomes}
             message = f"{behaviour.title}: {self._by_result(results)}"
             if outcomes:
-                found.append(self._finding(use, "changed-behaviour", use.path, outcomes, message, behaviour.remedy))
+                found.append(
+                    self._finding(use, "changed-behaviour", use.path, outcomes, message, instead=behaviour.remedy)
+                )
         once = {(one.line, one.kind, one.name, one.message): one for one in found}
         return sorted(once.values(), key=lambda one: (one.line, one.column))
 
@@ -94,8 +96,10 @@ class _Judge:
             outcomes = {one: "cannot tell" if outcome == "breaks" else outcome for one, outcome in outcomes.items()}
         message = f"{name} is not in torch {self._spans(missing)}"
         defined = {one.path.replace(":", ".") for one in found.values() if one.state == "there"}
-        elsewhere = next((one for one in sorted(defined) if all(r.find(one).state == "there" for r in self._releases)), "")
-        yield self._finding(use, "missing-name", name, outcomes, message, elsewhere)
+        elsewhere = next(
+            (one for one in sorted(defined) if all(r.find(one).state == "there" for r in self._releases)), ""
+        )
+        yield self._finding(use, "missing-name", name, outcomes, message, instead=elsewhere)
 
     def _is_set_elsewhere(self, use: Use, name: str) -> bool:
         """Tell whether what no release has may be set by the program, by another package, or by C++ code."""
@@ -153,7 +157,7 @@ class _Judge:
     # --- findings
 
     def _finding(
-        self, use: Use, kind: Kind, name: str, outcomes: Mapping[Release, Outcome], message: str, instead: str = ""
+        self, use: Use, kind: Kind, name: str, outcomes: Mapping[Release, Outcome], message: str, *, instead: str = ""
     ) -> Finding:
         def where(outcome: Outcome) -> tuple[str, ...]:
             return tuple(release.name for release in self._releases if outcomes.get(release) == outcome)

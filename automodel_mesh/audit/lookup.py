@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, TypeAlias
@@ -98,30 +98,35 @@ class Release:
         if first != "torch":
             return UNKNOWN
         for place, part in enumerate(parts):
-            entry = self._member(scope, part)
-            if entry is None:
-                if self._names.scope(module := f"{scope}.{part}", self.name) is not None and ":" not in scope:
-                    scope = module
-                    continue
-                asked = ".".join(["torch", *parts[: place + 1]])
-                dynamic = part.startswith("__") or asked.startswith(_DYNAMIC) or self._may_have(scope, part)
-                return UNKNOWN if dynamic else Found("missing", asked)
-            rest = parts[place + 1 :]
-            if entry.startswith(REFERS):
-                target = entry[1:]
-                if f"{scope}.{part}" == target:  # a package that imports its own module
-                    scope = target
-                    continue
-                if self.find(target).state != "there":  # imported from a stub that leaves it out
-                    return UNKNOWN if rest else Found("there", target)
-                return self.find(".".join([target, *rest]))
+            entry, rest = self._member(scope, part), parts[place + 1 :]
+            if entry is None and self._is_module(f"{scope}.{part}"):
+                scope = f"{scope}.{part}"
+            elif entry is None:
+                return self._absent(scope, ".".join(["torch", *parts[: place + 1]]))
+            elif entry == f"{REFERS}{scope}.{part}":  # a package that imports its own module
+                scope = f"{scope}.{part}"
+            elif entry.startswith(REFERS):
+                return self._referred(entry[1:], rest)
             elif entry.startswith(CLASS):
                 scope = f"{scope}{'.' if ':' in scope else ':'}{part}"
-                if not rest:
-                    return Found("there", scope, entry)
             else:
-                return Found("there", f"{scope}.{part}", entry) if not rest else UNKNOWN
-        return Found("there", scope)
+                return UNKNOWN if rest else Found("there", f"{scope}.{part}", entry)
+        return Found("there", scope, CLASS if ":" in scope else "")
+
+    def _is_module(self, path: str) -> bool:
+        return ":" not in path and self._names.scope(path, self.name) is not None
+
+    def _referred(self, target: str, rest: Sequence[str]) -> Found:
+        """Return what a name has that refers to another one."""
+        if self.find(target).state != "there":  # imported from a stub that leaves it out
+            return UNKNOWN if rest else Found("there", target)
+        return self.find(".".join([target, *rest]))
+
+    def _absent(self, scope: str, asked: str) -> Found:
+        """Return what is known of a name that a scope does not show."""
+        part = asked.rpartition(".")[2]
+        dynamic = part.startswith("__") or asked.startswith(_DYNAMIC) or self._may_have(scope, part)
+        return UNKNOWN if dynamic else Found("missing", asked)
 
     def _member(self, scope: str, name: str) -> str | None:
         """Return the entry of a name in a scope, of a class also in the classes that it is derived from."""

@@ -42,7 +42,10 @@ def behaviours_of(uses: Sequence[Use], tree: ast.AST) -> Iterator[tuple[Use, Beh
 def _rules(path: str) -> list[tuple[Behaviour, Rule]]:
     """Return the rules for a function, by its name or another one that refers to it."""
     return [
-        (behaviour, rule) for behaviour in BEHAVIOURS for rule in behaviour.rules if _canonical(rule.call) == _canonical(path)
+        (behaviour, rule)
+        for behaviour in BEHAVIOURS
+        for rule in behaviour.rules
+        if _canonical(rule.call) == _canonical(path)
     ]
 
 
@@ -66,7 +69,7 @@ def _flattened(uses: Iterator[Use]) -> dict[str, tuple[str, ...]]:
 def _calls(
     use: Use, flattened: Mapping[str, tuple[str, ...]], parents: Mapping[ast.AST, ast.AST]
 ) -> Iterator[MeshCall]:
-    """Yield a call with the expression that uses its result, once for each place where a variable that has it is used."""
+    """Yield a call with what uses its result, once for each place where a variable that has it is used."""
     node, mesh = use.node, use.receiver
     if not isinstance(node, (ast.Call, ast.Subscript)):
         return

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.audit.findings import Unread
 from automodel_mesh.audit.reading import Reader
-from automodel_mesh.audit.torch_names import load_names
 from automodel_mesh.tracking.sources import PARSER_ERRORS
 
 if TYPE_CHECKING:
@@ -34,12 +33,15 @@ class Package:
     Attributes:
         files: each file by the path that findings name it by.
         unread: those that could not be read.
+        sources: the text of each file that was read.
+        told: what its functions tell about torch's release, for those that were asked.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.files: dict[str, Path] = dict(sorted(_python_files(paths)))
         self.unread: list[Unread] = []
         self.sources: dict[str, str] = {}
+        self.told: dict[ast.AST, Value] = {}
         self._trees: dict[str, ast.Module] = {}
         for file, path in self.files.items():
             self._parse(file, path)

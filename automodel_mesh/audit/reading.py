@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from automodel_mesh.audit.conditions import ALWAYS, UNSURE, All, Condition, Has, Not, any_of
-from automodel_mesh.audit.expressions import Expressions, guarded
+from automodel_mesh.audit.calls import Calls
+from automodel_mesh.audit.conditions import UNSURE, All, Condition, Has, Not, any_of
+from automodel_mesh.audit.expressions import guarded
+from automodel_mesh.audit.handlers import error_name, fails_only_without_torch, handlers, imported_from_torch
 from automodel_mesh.audit.values import (
-    ANY_ERROR,
     Context,
     Handler,
     Instance,
@@ -37,7 +37,7 @@ _LINES_OF_A_CHECK: Final = 30
 _EXITS: Final = frozenset({"exit", "_exit", "skip", "fail"})
 
 
-class Reader(Expressions):
+class Reader(Calls):
     """Reads a module.
 
     Args:
@@ -59,7 +59,6 @@ class Reader(Expressions):
         self._folder = name if is_package else name.rpartition(".")[0]
         self._later: list[tuple[OwnFunction, Context]] = []
         self._returns: list[tuple[Condition, Value]] = []
-        self._told: dict[ast.AST, Value] = {}
         self._annotations_run = not any(
             isinstance(node, ast.ImportFrom)
             and node.module == "__future__"
@@ -93,46 +92,39 @@ class Reader(Expressions):
         return context
 
     def _statement(self, node: ast.stmt, context: Context) -> Context | None:
-        match node:
-            case ast.Import():
-                self._import(node, context)
-            case ast.ImportFrom():
-                self._import_from(node, context)
-            case ast.Assign(targets=targets, value=value):
-                found = self.value(value, context)
-                for target in targets:
-                    self._assign(target, found, context)
-            case ast.AnnAssign():
-                self._annotated(node, context)
-            case ast.If():
-                return self._if(node, context)
-            case ast.Try():
-                return self._try(node, context)
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                self._function(node, context)
-            case ast.ClassDef():
-                self._class(node, context)
-            case ast.With() | ast.AsyncWith():
-                return self._with(node, context)
-            case ast.For() | ast.AsyncFor() | ast.While():
-                self._loop(node, context)
-            case ast.Assert(test=test):
-                condition = self.condition(test, context)
-                narrowed = replace(context, scope=self.narrowed(test, context.scope))
-                return guarded(narrowed, condition, f"assert, line {node.lineno}")
-            case ast.Return(value=value):
-                found = self.value(value, context)
-                self._returns.append((All(tuple(one.condition for one in context.guards)), found))
-                return None
-            case ast.Raise() | ast.Continue() | ast.Break():
-                self._children(node, context)
-                return None
-            case ast.Expr(value=ast.Call(func=function)) if _exits(function):
-                self._children(node, context)
+        read: Callable[[Any, Context], Context | None] | None = getattr(self, f"_{type(node).__name__.lower()}", None)
+        if read is not None:
+            return read(node, context)
+        self._children(node, context)
+        return context
+
+    def _assign(self, node: ast.Assign, context: Context) -> Context:
+        value = self.value(node.value, context)
+        for target in node.targets:
+            self._bind(target, value, context)
+        return context
+
+    def _assert(self, node: ast.Assert, context: Context) -> Context:
+        condition = self.condition(node.test, context)
+        narrowed = replace(context, scope=self.narrowed(node.test, context.scope))
+        return guarded(narrowed, condition, f"assert, line {node.lineno}")
+
+    def _return(self, node: ast.Return, context: Context) -> None:
+        found = self.value(node.value, context)
+        self._returns.append((All(tuple(one.condition for one in context.guards)), found))
+
+    def _raise(self, node: ast.stmt, context: Context) -> None:
+        self._children(node, context)
+
+    _continue = _break = _raise
+
+    def _expr(self, node: ast.Expr, context: Context) -> Context | None:
+        self.value(node.value, context)
+        match node.value:
+            case ast.Call(func=ast.Attribute(attr=name)) if name in _EXITS:
                 return None
             case _:
-                self._children(node, context)
-        return context
+                return context
 
     def _children(self, node: ast.AST, context: Context) -> None:
         for part in ast.iter_child_nodes(node):
@@ -143,7 +135,7 @@ class Reader(Expressions):
             elif not isinstance(part, (ast.operator, ast.expr_context)):
                 self._children(part, context)  # the cases of `match`
 
-    def _import(self, node: ast.Import, context: Context) -> None:
+    def _import(self, node: ast.Import, context: Context) -> Context:
         for one in node.names:
             root = one.name.partition(".")[0]
             path = one.name if one.asname else root
@@ -154,8 +146,9 @@ class Reader(Expressions):
             elif self.package.has(one.name):
                 value = OwnModule(path)
             context.scope.names[one.asname or root] = value
+        return context
 
-    def _import_from(self, node: ast.ImportFrom, context: Context) -> None:
+    def _importfrom(self, node: ast.ImportFrom, context: Context) -> Context:
         module = self._absolute(node)
         for one in node.names:
             path = f"{module}.{one.name}"
@@ -169,6 +162,7 @@ class Reader(Expressions):
             else:
                 self.use(path, "import", node, context)
                 context.scope.names[one.asname or one.name] = Torch(path)
+        return context
 
     def _absolute(self, node: ast.ImportFrom) -> str:
         """Return the dotted name of the module that is imported from."""
@@ -178,27 +172,28 @@ class Reader(Expressions):
         folder = ".".join(parts[: len(parts) - node.level + 1])
         return ".".join(filter(None, (folder, node.module)))
 
-    def _assign(self, target: ast.expr, value: Value, context: Context) -> None:
+    def _bind(self, target: ast.expr, value: Value, context: Context) -> None:
         match target:
             case ast.Name(id=name):
                 context.scope.names[name] = value
             case ast.Tuple(elts=parts) | ast.List(elts=parts):
                 for part in parts:
-                    self._assign(part, None, context)
+                    self._bind(part, None, context)
             case ast.Starred(value=inner):
-                self._assign(inner, None, context)
+                self._bind(inner, None, context)
             case ast.Attribute(value=base):
                 self.value(base, context)
             case _:
                 self._children(target, context)
 
-    def _annotated(self, node: ast.AnnAssign, context: Context) -> None:
+    def _annassign(self, node: ast.AnnAssign, context: Context) -> Context:
         if self._annotations_run and context.when == "import":
             self.value(node.annotation, context)
         value = self.value(node.value, context)
         declared = self.declared(node.annotation, context)
         if node.value is not None or declared is not None:
-            self._assign(node.target, declared if value is None else value, context)
+            self._bind(node.target, declared if value is None else value, context)
+        return context
 
     def declared(self, annotation: ast.expr | None, context: Context) -> Value:
         """Return what is known of a value by its annotation, which is not recorded as a use."""
@@ -242,11 +237,10 @@ class Reader(Expressions):
         return context
 
     def _try(self, node: ast.Try, context: Context) -> Context | None:
-        catching = [one for one in node.handlers if not _raises(one.body)]
-        handlers = tuple(Handler(_errors(one), one.lineno) for one in catching)
+        catching = handlers(node)
         scope = context.scope.fork()
         before = len(self.uses)
-        inside = replace(context, scope=scope, handlers=(*context.handlers, *handlers))
+        inside = replace(context, scope=scope, handlers=(*context.handlers, *catching))
         after = self._block(node.body, inside)
         succeeds = self._succeeds(node, before)
         text = f"try, line {node.lineno}"
@@ -269,21 +263,20 @@ class Reader(Expressions):
 
     def _succeeds(self, node: ast.Try, before: int) -> Condition:
         """Return the condition that a `try` raises nothing: its names of torch exist, if it does nothing else."""
-        sure = all(map(_cannot_fail_otherwise, node.body))
         tried = [Has(use.path) for use in self.uses[before:] if use.way in {"import", "attribute"}]
         if self.silent:
-            tried = [Has(path) for path in _imported_from_torch(node.body)]
-        return All((*tried, *(() if sure else (UNSURE,))))
+            tried = [Has(path) for path in imported_from_torch(node.body)]
+        return All((*tried, *(() if fails_only_without_torch(node.body) else (UNSURE,))))
 
     def _with(self, node: ast.With | ast.AsyncWith, context: Context) -> Context | None:
         inside = context
         for item in node.items:
             self.value(item.context_expr, context)
             if item.optional_vars is not None:
-                self._assign(item.optional_vars, None, context)
+                self._bind(item.optional_vars, None, context)
             match item.context_expr:
                 case ast.Call(func=ast.Name(id="suppress") | ast.Attribute(attr="suppress"), args=args):
-                    handler = Handler(frozenset(map(_error_name, args)), node.lineno)
+                    handler = Handler(frozenset(map(error_name, args)), node.lineno)
                     inside = replace(inside, handlers=(*inside.handlers, handler))
                 case _:
                     pass
@@ -292,34 +285,39 @@ class Reader(Expressions):
             context if after is None and inside is not context else after and replace(after, handlers=context.handlers)
         )
 
-    def _loop(self, node: ast.For | ast.AsyncFor | ast.While, context: Context) -> None:
+    _asyncwith = _with
+
+    def _for(self, node: ast.For | ast.AsyncFor | ast.While, context: Context) -> Context:
         scope = context.scope.fork()
         inside = replace(context, scope=scope)
         if isinstance(node, ast.While):
             inside = guarded(inside, self.condition(node.test, context), f"while, line {node.lineno}")
         else:
             self.value(node.iter, context)
-            self._assign(node.target, None, inside)
+            self._bind(node.target, None, inside)
         self._block(node.body, inside)
         self._block(node.orelse, context)
         context.scope.merge(scope, context.scope.fork(), UNSURE)
+        return context
+
+    _asyncfor = _while = _for
 
     # --- functions and classes
 
-    def _function(
+    def _functiondef(
         self, node: ast.FunctionDef | ast.AsyncFunctionDef, context: Context, of: OwnClass | None = None
-    ) -> None:
+    ) -> Context:
         inside = context
-        for one in node.decorator_list:
-            condition = truth_of(self.value(one, context))
-            if isinstance(one, ast.Call) and condition is not UNSURE:
-                inside = guarded(inside, condition, f"decorator, line {one.lineno}")
+        for decorator in node.decorator_list:
+            condition = truth_of(self.value(decorator, context))
+            if isinstance(decorator, ast.Call) and condition is not UNSURE:
+                inside = guarded(inside, condition, f"decorator, line {decorator.lineno}")
         for default in (*node.args.defaults, *node.args.kw_defaults):
             self.value(default, context)
         parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         if self._annotations_run:
             others = (node.args.vararg, node.args.kwarg)
-            for annotation in [*(one.annotation for one in (*parameters, *others) if one), node.returns]:
+            for annotation in [*(other.annotation for other in (*parameters, *others) if other), node.returns]:
                 self.value(annotation, context)
         scope = Scope(context.scope)
         for one in parameters:
@@ -330,6 +328,9 @@ class Reader(Expressions):
         context.scope.names[node.name] = function
         if not self.silent:
             self._later.append((function, replace(inside, scope=scope, handlers=(), when="call")))
+        return context
+
+    _asyncfunctiondef = _functiondef
 
     def _lambda(self, node: ast.Lambda, context: Context) -> Value:
         scope = Scope(context.scope)
@@ -339,7 +340,7 @@ class Reader(Expressions):
             self._later.append((function, replace(context, scope=scope, handlers=(), when="call")))
         return function
 
-    def _class(self, node: ast.ClassDef, context: Context) -> None:
+    def _classdef(self, node: ast.ClassDef, context: Context) -> Context:
         for part in (*node.decorator_list, *node.bases, *(one.value for one in node.keywords)):
             self.value(part, context)
         own = OwnClass()
@@ -347,11 +348,12 @@ class Reader(Expressions):
         inside = replace(context, scope=Scope(context.scope, of_class=True))
         for statement in node.body:
             if isinstance(statement, _Function):
-                self._function(statement, inside, own)
+                self._functiondef(statement, inside, own)
             else:
                 self._statement(statement, inside)
         own.attributes.update(inside.scope.names)
         self._attributes_of_self(node, own, inside)
+        return context
 
     def _attributes_of_self(self, node: ast.ClassDef, own: OwnClass, context: Context) -> None:
         """Find what the methods assign to `self`; what they assign differently is not known."""
@@ -376,20 +378,24 @@ class Reader(Expressions):
             if len(kinds) == 1 and all(isinstance(one, Instance) for one in values):
                 own.attributes[name] = values[0]
 
-    def _returned(self, function: OwnFunction) -> Value:
-        """Return the condition that a function returns true, if it depends on torch's release alone."""
-        reader, node = function.reader, function.node
+    def _told(self, function: OwnFunction) -> Value:
+        node = function.node
         if isinstance(node, ast.Lambda) or (node.end_lineno or 0) - node.lineno > _LINES_OF_A_CHECK:
             return None
-        if node not in reader._told:
-            reader._told[node] = None
-            outside, reader._returns = reader._returns, []
-            reader.silent += 1
-            reader._block(node.body, Context(function.scope.fork(), when="call"))
-            reader.silent -= 1
-            returns, reader._returns = reader._returns, outside
-            reader._told[node] = _told(returns)
-        return reader._told[node]
+        told = self.package.told
+        if node not in told:
+            told[node] = None  # of functions that call each other
+            told[node] = _told(function.reader.returned(node, function.scope))
+        return told[node]
+
+    def returned(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> Sequence[tuple[Condition, Value]]:
+        """Read a function without recording its uses, and return what it returns, each with the condition for that."""
+        outside, self._returns = self._returns, []
+        self.silent += 1
+        self._block(node.body, Context(scope.fork(), when="call"))
+        self.silent -= 1
+        returns, self._returns = self._returns, outside
+        return returns
 
 
 def _told(returns: Sequence[tuple[Condition, Value]]) -> Value:
@@ -403,56 +409,3 @@ def _told(returns: Sequence[tuple[Condition, Value]]) -> Value:
 
 def _is_main(test: ast.expr) -> bool:
     return isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
-
-
-def _exits(function: ast.expr) -> bool:
-    return isinstance(function, ast.Attribute) and function.attr in _EXITS
-
-
-def _raises(body: Sequence[ast.stmt]) -> bool:
-    """Tell whether a handler always raises, so that it handles nothing."""
-    return bool(body) and isinstance(body[-1], ast.Raise)
-
-
-def _errors(handler: ast.ExceptHandler) -> frozenset[str]:
-    match handler.type:
-        case None:
-            return frozenset({"BaseException"})
-        case ast.Tuple(elts=parts):
-            return frozenset(map(_error_name, parts))
-        case one:
-            return frozenset({_error_name(one)})
-
-
-def _error_name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else "?"
-
-
-def _cannot_fail_otherwise(node: ast.stmt) -> bool:
-    """Tell whether a statement of a `try` fails only for a name of torch that is missing."""
-    match node:
-        case ast.Import(names=names):
-            return all(_always_there(one.name) for one in names)
-        case ast.ImportFrom(level=0, module=str(module)):
-            return _always_there(module)
-        case ast.Assign(value=value) | ast.AnnAssign(value=value) | ast.Expr(value=value) | ast.Return(value=value):
-            return value is None or not any(isinstance(part, (ast.Call, ast.Subscript)) for part in ast.walk(value))
-        case ast.Pass() | ast.FunctionDef() | ast.ClassDef():
-            return True
-        case _:
-            return False
-
-
-def _always_there(module: str) -> bool:
-    root = module.partition(".")[0]
-    return root == "torch" or root in sys.stdlib_module_names
-
-
-def _imported_from_torch(body: Iterable[ast.stmt]) -> list[str]:
-    found: list[str] = []
-    for node in body:
-        if isinstance(node, ast.Import):
-            found += [one.name for one in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found += [f"{node.module}.{one.name}" for one in node.names]
-    return [path for path in found if path.partition(".")[0] == "torch"]

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import griffe
 
 _CHANGES_ITSELF: Final = re.compile(
-    r"\bglobals\(\)|\bsys\.modules\[__name__\]|\bsys\.modules\[[^\]]+\] =|^def __getattr__\b|^from (?!torch|\.)\S+ import \*",
+    r"\bglobals\(\)|\bsys\.modules\[__name__\]|\bsys\.modules\[[^\]]+\] ="
+    r"|^def __getattr__\b|^from (?!torch|\.)\S+ import \*",
     re.MULTILINE,
 )
 """What a module contains that has more names than its text says."""

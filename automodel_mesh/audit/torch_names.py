@@ -1,9 +1,10 @@
 """What each torch release has under its names: the data file that an audit looks names up in.
 
 The file is gzip-compressed text. Its first line is a JSON object with the `schema`, the `releases`, and the `telling`
-names: private members that only one class of torch has, so that they tell the class of a value. Then comes a block for each *scope*, which is a module (`torch.distributed.device_mesh`) or a class (`torch.distributed.device_mesh:DeviceMesh`):
-the scope on a line, and a line for each of its names. The fields of a line are separated by tabs: the name, then pairs of
-releases and entry, one pair for each different entry. The releases are a hexadecimal number whose lowest bit is the first
+names: private members that only one class of torch has, so that they tell the class of a value. Then comes a block for
+each *scope*, which is a module (`torch.distributed.device_mesh`) or a class, with a colon before its name: the scope on
+a line, and a line for each of its names. The fields of a line are separated by tabs: the name, then pairs of releases
+and entry, one pair for each different entry. The releases are a hexadecimal number whose lowest bit is the first
 release; it is empty if the entry is that of all releases that have the scope. An entry is
 
     (empty)              a value of which no more is known

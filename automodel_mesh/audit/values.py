@@ -95,8 +95,10 @@ class OwnInstance:
     of: OwnClass
 
 
-Value: TypeAlias = "Torch | Instance | TorchVersion | Known | Truth | Parameters | OwnModule | OwnFunction | OwnClass | OwnInstance | None"
-"""`None` if nothing is known."""
+Value: TypeAlias = (
+    "Torch | Instance | TorchVersion | Known | Truth | Parameters"
+    " | OwnModule | OwnFunction | OwnClass | OwnInstance | None"
+)"""`None` if nothing is known."""
 
 
 class Scope:
