@@ -98,7 +98,8 @@ class OwnInstance:
 Value: TypeAlias = (
     "Torch | Instance | TorchVersion | Known | Truth | Parameters"
     " | OwnModule | OwnFunction | OwnClass | OwnInstance | None"
-)"""`None` if nothing is known."""
+)
+"""`None` if nothing is known."""
 
 
 class Scope:
