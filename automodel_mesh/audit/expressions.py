@@ -136,10 +136,8 @@ class Expressions:
             self.use(f"{base.path}.{node.attr}", "attribute", node, context)
         elif base is None and (of := self._told_by(node.attr)):
             self.use(f"{of}.{node.attr}", "attribute", node, context, by_name=True)
-        if isinstance(found, Torch) and isinstance(node.ctx, ast.Load):
-            condition = named_after(node.attr)
-            return found if condition is None else Truth(condition)
-        return found
+        condition = named_after(node.attr) if found is None or isinstance(found, Torch) else None
+        return found if condition is None else Truth(condition)
 
     def _member(self, base: Value, name: str) -> Value:
         """Return what is known of an attribute of a value."""
@@ -242,8 +240,8 @@ class Expressions:
 
     def _listcomp(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp, context: Context) -> Value:
         context = replace(context, scope=Scope(context.scope))
+        versions = [self.value(part.iter, context) == TorchVersion() for part in node.generators]
         for part in node.generators:
-            self.value(part.iter, context)
             for target in ast.walk(part.target):
                 if isinstance(target, ast.Name):
                     context.scope.names[target.id] = None
@@ -252,6 +250,6 @@ class Expressions:
         parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
         for inner in parts:
             self.value(inner, context)
-        return None
+        return TorchVersion() if any(versions) else None  # such as its numbers
 
     _setcomp = _generatorexp = _dictcomp = _listcomp

@@ -14,7 +14,7 @@ from automodel_mesh.audit.mesh_calls import behaviours_of
 from automodel_mesh.audit.package import Package
 from automodel_mesh.audit.reading import Reader
 from automodel_mesh.audit.spans import spans
-from automodel_mesh.audit.torch_names import CLASS
+from automodel_mesh.audit.torch_names import CLASS, recorded_releases
 from automodel_mesh.audit.values import ANY_ERROR, Use
 
 Outcome: TypeAlias = Literal["guarded", "cannot tell", "breaks"]
@@ -84,22 +84,24 @@ class _Judge:
         return sorted(once.values(), key=lambda one: (one.line, one.column))
 
     def _missing_name(self, use: Use) -> Iterator[Finding]:
-        found = {release: release.find(use.path) for release in self._releases}
-        missing = [release for release, one in found.items() if one.state == "missing"]
-        if use.way in {"call", "subscript"} or not missing:
+        if use.way in {"call", "subscript"}:
             return
-        name = min((found[release].path for release in missing), key=len)
-        outcomes = {release: self._outcome(use, release) for release in missing}
-        if len(missing) == len(self._releases) and use.way != "import":
-            if self._is_set_elsewhere(use, name):
-                return
-            outcomes = {one: "cannot tell" if outcome == "breaks" else outcome for one, outcome in outcomes.items()}
-        message = f"{name} is not in torch {self._spans(missing)}"
-        defined = {one.path.replace(":", ".") for one in found.values() if one.state == "there"}
-        elsewhere = next(
-            (one for one in sorted(defined) if all(r.find(one).state == "there" for r in self._releases)), ""
-        )
-        yield self._finding(use, "missing-name", name, outcomes, message, instead=elsewhere)
+        found = {release: release.find(use.path) for release in self._releases}
+        missing = {release: one.path for release, one in found.items() if one.state == "missing"}
+        outcomes: dict[Release, Outcome] = {}
+        for release, name in missing.items():
+            outcome = self._outcome(use, release)
+            if _is_anywhere(name) or use.way == "import":
+                outcomes[release] = outcome
+            elif not self._is_set_elsewhere(use, name):
+                outcomes[release] = "cannot tell" if outcome == "breaks" else outcome
+        if not outcomes:
+            return
+        name = min((missing[release] for release in outcomes), key=len)
+        defined = sorted({one.path.replace(":", ".") for one in found.values() if one.state == "there"})
+        elsewhere = (one for one in defined if all(release.find(one).state == "there" for release in self._releases))
+        message = f"{name} is not in torch {self._spans(list(outcomes))}"
+        yield self._finding(use, "missing-name", name, outcomes, message, instead=next(elsewhere, ""))
 
     def _is_set_elsewhere(self, use: Use, name: str) -> bool:
         """Tell whether what no release has may be set by the program, by another package, or by C++ code."""
@@ -121,7 +123,7 @@ class _Judge:
             if answer := answers[signatures, bound]:
                 refusals.setdefault(answer, []).append(release)
         for argument, where in refusals.items():
-            if len(where) == len(self._releases):
+            if len(where) == len(self._releases) and not _takes_anywhere(use, keywords, positional):
                 continue  # torch changes the function when it runs, or another is meant
             outcomes = {release: self._outcome(use, release) for release in where}
             what = f"so many arguments ({positional})" if argument == "*" else f"no argument `{argument}`"
@@ -140,7 +142,8 @@ class _Judge:
     def _handler(self, use: Use, release: Release) -> str:
         """Return the handler of the error that a use raises, in words; empty if there is none."""
         raised = _RAISED[use.way] | ANY_ERROR
-        if use.way == "import" and release.find(use.path.rpartition(".")[0]).state == "missing":
+        of_a_name = isinstance(use.node, ast.ImportFrom) and release.find(use.path.rpartition(".")[0]).state == "there"
+        if use.way == "import" and not of_a_name:
             raised |= {"ModuleNotFoundError"}
         return next((one.text for one in reversed(use.context.handlers) if one.errors & raised), "")
 
@@ -187,3 +190,18 @@ class _Judge:
         for release, result in results.items():
             releases.setdefault(result, []).append(release)
         return "; ".join(f"{result} on {self._spans(where)}" for result, where in releases.items())
+
+
+def _is_anywhere(name: str) -> bool:
+    """Tell whether any recorded release has a name."""
+    return any(release_of(one).find(name).state == "there" for one in recorded_releases())
+
+
+def _takes_anywhere(use: Use, keywords: Sequence[str], positional: int | None) -> bool:
+    """Tell whether the function takes the arguments on any recorded release."""
+    for one in recorded_releases():
+        signatures = release_of(one).signatures(use.path)
+        bound = use.bound or release_of(one).find(use.path).entry.startswith(CLASS)
+        if signatures and not refused(signatures, keywords, positional, bound=bound):
+            return True
+    return False

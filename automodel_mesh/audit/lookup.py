@@ -107,6 +107,8 @@ class Release:
                 scope = f"{scope}.{part}"
             elif entry.startswith(REFERS):
                 return self._referred(entry[1:], rest)
+            elif entry.startswith(TYPED) and rest:
+                return self._referred(entry[1:], rest)
             elif entry.startswith(CLASS):
                 scope = f"{scope}{'.' if ':' in scope else ':'}{part}"
             else:

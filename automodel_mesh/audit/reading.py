@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh.audit.calls import Calls
-from automodel_mesh.audit.conditions import UNSURE, All, Condition, Has, Not, any_of
+from automodel_mesh.audit.conditions import ALWAYS, UNSURE, All, Condition, Has, Not, any_of
 from automodel_mesh.audit.expressions import guarded
 from automodel_mesh.audit.handlers import error_name, fails_only_without_torch, handlers, imported_from_torch
 from automodel_mesh.audit.values import (
@@ -223,7 +223,10 @@ class Reader(Calls):
         if _is_main(node.test):
             context = replace(context, when="call")
         then_scope, else_scope = self.narrowed(node.test, context.scope).fork(), context.scope.fork()
-        then = self._block(node.body, guarded(replace(context, scope=then_scope), condition, text))
+        then_condition = (
+            ALWAYS if then_scope.names != context.scope.names else condition
+        )  # `isinstance` of a class of torch
+        then = self._block(node.body, guarded(replace(context, scope=then_scope), then_condition, text))
         other = self._block(node.orelse, guarded(replace(context, scope=else_scope), Not(condition), text))
         if then is None and other is None:
             return None
@@ -241,8 +244,10 @@ class Reader(Calls):
         scope = context.scope.fork()
         before = len(self.uses)
         inside = replace(context, scope=scope, handlers=(*context.handlers, *catching))
+        returned = len(self._returns)
         after = self._block(node.body, inside)
         succeeds = self._succeeds(node, before)
+        self._returns[returned:] = [(All((where, succeeds)), value) for where, value in self._returns[returned:]]
         text = f"try, line {node.lineno}"
         if after is not None:
             after = self._block(node.orelse, guarded(replace(context, scope=scope), succeeds, text))

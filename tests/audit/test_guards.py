@@ -65,7 +65,10 @@ UNDERSTOOD = {
         "from importlib.metadata import version\nfrom packaging.version import parse\n"
         "if parse(version('torch')) >= parse('2.10'):\n    torch.nn.attention.varlen"
     ),
-    "swapped": "from packaging.version import parse\nif parse('2.10') <= parse(torch.__version__):\n    torch.nn.attention.varlen",
+    "swapped": (
+        "from packaging.version import parse\n"
+        "if parse('2.10') <= parse(torch.__version__):\n    torch.nn.attention.varlen"
+    ),
     "else of a comparison": (
         "from packaging.version import parse\nif parse(torch.__version__) < parse('2.10'):\n    pass\n"
         "else:\n    torch.nn.attention.varlen"
@@ -83,7 +86,8 @@ UNDERSTOOD = {
         "        return False\nif has():\n    torch.nn.attention.varlen"
     ),
     "a function of another package, with an operator": (
-        "from accelerate.utils import is_torch_version\nif is_torch_version('>=', '2.10'):\n    torch.nn.attention.varlen"
+        "from accelerate.utils import is_torch_version\n"
+        "if is_torch_version('>=', '2.10'):\n    torch.nn.attention.varlen"
     ),
     "compare_versions": (
         "from accelerate.utils import compare_versions\n"
@@ -115,7 +119,8 @@ NOT_ENOUGH = {
     "the wrong name": "if hasattr(torch.nn, 'attention'):\n    torch.nn.attention.varlen",
     "the other branch": "if hasattr(torch.nn.attention, 'varlen'):\n    pass\nelse:\n    torch.nn.attention.varlen",
     "too old a version": (
-        "from packaging.version import parse\nif parse(torch.__version__) >= parse('2.6'):\n    torch.nn.attention.varlen"
+        "from packaging.version import parse\n"
+        "if parse(torch.__version__) >= parse('2.6'):\n    torch.nn.attention.varlen"
     ),
     "except that raises": (
         "try:\n    import torch.nn.attention.varlen\nexcept ImportError as error:\n    raise RuntimeError from error"
@@ -132,7 +137,7 @@ UNKNOWN = {
     "a setting": "def f(fast):\n    if fast:\n        torch.nn.attention.varlen",
     "a function of another package": "from other import ok\nif ok():\n    torch.nn.attention.varlen",
     "except beside another package": (
-        "try:\n    import other\n    from torch.nn.attention import varlen\nexcept ImportError:\n"
+        "try:\n    import other\n    from torch.nn import attention\nexcept ImportError:\n"
         "    import torch.nn.attention.varlen"
     ),
 }
@@ -173,7 +178,7 @@ def test_what_is_in_except_is_judged_where_it_runs(tmp_path: Path) -> None:
     """A fallback in `except ImportError` that only new releases lack fits, because it runs on old ones only."""
     code = (
         "try:\n    from torch.nn.attention.varlen import varlen_attn\nexcept ImportError:\n"
-        "    from torch.distributed.device_mesh import _mesh_resources"
+        "    from torch.distributed import device_mesh\n    device_mesh._mesh_resources.child_to_root_mapping"
     )
     found = found_in(tmp_path, code)
     assert len(found) == 2

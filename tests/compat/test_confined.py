@@ -142,6 +142,8 @@ def test_versions_are_compared_in_one_place() -> None:
         "test_gate.py",
         "test_confined.py",
         "test_cli.py",
+        "reading.py",  # of audit: they look for such code
+        "test_guards.py",
     }
     assert readers <= allowed
     inside = [path.name for path in sorted((CHECKOUT / "compat").rglob("*.py")) if "Version(" in path.read_text()]
