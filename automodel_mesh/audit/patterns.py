@@ -76,8 +76,7 @@ class MeshCall:
 Condition: TypeAlias = Callable[[MeshCall], bool]
 """Whether a call is one that the behaviour is about."""
 
-_WHOLE: Final = ("root", "unflattened", "mesh")
-"""Meshes that torch slices as it slices roots, and meshes of which nothing else is known."""
+_MAY_BE_ROOTS: Final = ("root", "mesh")
 
 
 # --- subscripts
@@ -91,13 +90,13 @@ def slices_a_slice(call: MeshCall) -> bool:
 
 
 def slices_a_flattened_axis(call: MeshCall) -> bool:
-    """Tell whether a name is of a flattened axis, and the mesh none that torch would refuse it on."""
-    return call.receiver in _WHOLE and bool(call.flattened_names) and not _has_a_gap(call)
+    """Tell whether a name is of a flattened axis, and the mesh a root or one of which nothing is known."""
+    return call.receiver in _MAY_BE_ROOTS and bool(call.flattened_names) and not _has_a_gap(call)
 
 
 def slices_a_flattened_axis_with_a_gap(call: MeshCall) -> bool:
     """Tell whether the only name is of a flattened axis whose axes are not contiguous in the root."""
-    return call.receiver in _WHOLE and len(call.names) == 1 and _has_a_gap(call)
+    return call.receiver in _MAY_BE_ROOTS and len(call.names) == 1 and _has_a_gap(call)
 
 
 def slices_a_flattened_axis_from_a_slice(call: MeshCall) -> bool:

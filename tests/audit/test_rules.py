@@ -9,22 +9,11 @@ import pytest
 
 from automodel_mesh.audit.behaviours import BEHAVIOURS
 from automodel_mesh.audit.patterns import MeshCall
+from tests.audit.programs import CASES, FLATTENED, KNOWN, ROOT_AXES
 
 pytestmark = pytest.mark.release_independent
 
 NAMED = {behaviour.program: behaviour for behaviour in BEHAVIOURS}
-ROOT_AXES = ("dp", "cp", "tp")
-KNOWN: dict[str, dict[str, Any]] = {
-    "root": {"receiver": "root", "axes": ROOT_AXES},
-    "hsdp": {"receiver": "slice", "axes": ("dp", "cp")},
-    "line": {"receiver": "slice", "axes": ("tp",)},
-    "part": {"receiver": "slice"},
-    "flat": {"receiver": "flattened", "axes": ("dp_cp",)},
-    "split": {"receiver": "unflattened"},
-    "mesh": {},
-}
-"""What the reader of source text knows of the variables in these programs."""
-FLATTENED = {"dp_cp": ("dp", "cp"), "dp_tp": ("dp", "tp"), "all": (), "tp": ("tp",)}
 
 
 def found(text: str) -> list[str]:
@@ -60,123 +49,7 @@ def what_is_known(node: ast.Call | ast.Subscript, parent: ast.AST | None) -> Mes
     return MeshCall(node, **known, root_axes=root_axes, flattened=FLATTENED, parent=parent)
 
 
-@pytest.mark.parametrize(
-    ("program", "affected", "right"),
-    [
-        (
-            "slice_of_a_slice",
-            ("root['dp', 'cp']['cp']", "hsdp['cp']", "hsdp[name]", "part[('cp',)]", "hsdp['cp'].get_group()"),
-            (
-                "root['cp']",
-                "hsdp['dp', 'cp']",
-                "line['tp']",
-                "line[name]",
-                "split['dp']",
-                "flat['dp_cp']",
-                "mesh['cp']",
-            ),
-        ),
-        (
-            "own_name",
-            (
-                "root['tp']._flatten('tp')",
-                "root['tp']._flatten()",
-                "root[('tp',)]._flatten(mesh_dim_name='tp')",
-                "line._flatten(None)",
-            ),
-            (
-                "root['tp']._flatten('other')",
-                "root['tp']._flatten(name)",
-                "root['dp', 'cp']._flatten()",
-                "part._flatten('tp')",
-                "line._flatten(backend_override='gloo', **options)",
-            ),
-        ),
-        (
-            "flattened_from_the_root",
-            ("root['dp_cp']", "root['dp_cp', 'tp']", "mesh['dp_cp']", "mesh['dp_tp']", "split['dp_cp']", "root['all']"),
-            ("root['dp', 'cp']", "root[name]", "root['dp_tp']", "flat['dp_cp']", "root['tp']", "root['other']"),
-        ),
-        ("flattened_across_a_gap", ("root['dp_tp']", "split['dp_tp']"), ("root['dp_cp']", "mesh['dp_tp']")),
-        (
-            "flattened_from_a_slice",
-            ("hsdp['dp_cp']", "root['cp', 'tp']['dp_cp']", "part['dp_tp']"),
-            ("hsdp['cp']", "root['dp_cp']", "hsdp['tp']"),
-        ),
-        (
-            "split_by_last_index",
-            ("root._unflatten(-1, (2, 2), names)", "root._unflatten(dim=-1, mesh_sizes=(2, 2))"),
-            ("root._unflatten(1, (2, 2), names)", "root._unflatten(-2, (2, 2), names)", "root._unflatten(i, (2, 2))"),
-        ),
-        (
-            "split_by_name",
-            ("root._unflatten('tp', (2, 2), names)", "mesh._unflatten(mesh_sizes=(2, 2), dim='tp')"),
-            ("root._unflatten(1, (2, 2), names)", "root._unflatten(name, (2, 2), names)", "root._unflatten(*given)"),
-        ),
-        (
-            "split_to_a_taken_name",
-            (
-                "root._unflatten(1, (2, 2), ('dp', 'x'))",
-                "root._unflatten(1, (2, 2), mesh_dim_names=['x', 'tp'])",
-                "root['dp', 'cp']._unflatten(0, (1, 2), ('x', 'cp'))",
-            ),
-            (
-                "root._unflatten(1, (2, 2), ('x', 'y'))",
-                "root._unflatten(1, (2, 2), ('cp', 'x'))",
-                "root._unflatten(i, (2, 2), ('dp', 'x'))",
-                "root._unflatten(3, (2, 2), ('dp', 'x'))",
-                "mesh._unflatten(1, (2, 2), ('dp', 'x'))",
-                "root._unflatten(1, (2, 2), ('dp', name))",
-            ),
-        ),
-        (
-            "override_of_a_split",
-            ("root._unflatten(1, (2, 2), ('x', 'y'), backend_override=chosen)",),
-            (
-                "root._unflatten(1, (2, 2), ('x', 'y'), backend_override={'x': 'gloo'})",
-                "root._unflatten(1, (2, 2), ('x', 'y'))",
-            ),
-        ),
-        (
-            "override",
-            ("init_device_mesh('cpu', (2,), mesh_dim_names=('a',), backend_override=self.backends)",),
-            (
-                "init_device_mesh('cpu', (2,), backend_override={'a': 'gloo'})",
-                "init_device_mesh('cpu', (2,), backend_override=dict(chosen))",
-                "init_device_mesh('cpu', (2,), backend_override=None)",
-                "init_device_mesh('cpu', (2,), **options)",
-            ),
-        ),
-        (
-            "coordinate",
-            (
-                "mesh.get_coordinate() == (0, 1)",
-                "table[mesh.get_coordinate()]",
-                "seen.add(mesh.get_coordinate())",
-                "hash(mesh.get_coordinate())",
-                "{mesh.get_coordinate(): 1}",
-                "{mesh.get_coordinate()}",
-                "mesh.get_coordinate() + (0,)",
-                "isinstance(mesh.get_coordinate(), tuple)",
-                "[0, 1] != mesh.get_coordinate()",
-                "mesh.get_coordinate() + [0]",
-                "isinstance(mesh.get_coordinate(), list)",
-                "mesh.get_coordinate().append(0)",
-                "mesh.get_coordinate()[0] = 1",
-            ),
-            (
-                "mesh.get_coordinate()[0]",
-                "tuple(mesh.get_coordinate())",
-                "mesh.get_coordinate() is None",
-                "mesh.get_coordinate() == other.get_coordinate()",
-                "mesh.get_coordinate() in [(0, 1)]",
-                "mesh.get_coordinate().index(0)",
-                "{1: mesh.get_coordinate()}",
-                "isinstance(mesh.get_coordinate(), (list, tuple))",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("program", "affected", "right"), CASES)
 def test_a_rule_finds_what_is_affected_and_nothing_else(
     program: str, affected: tuple[str, ...], right: tuple[str, ...]
 ) -> None:
@@ -186,12 +59,8 @@ def test_a_rule_finds_what_is_affected_and_nothing_else(
 
 
 def test_each_rule_is_tested() -> None:
-    """The test above has a program for each behaviour that has rules."""
-    (cases,) = (
-        mark.args[1]
-        for mark in test_a_rule_finds_what_is_affected_and_nothing_else.pytestmark  # type: ignore[attr-defined]
-    )
-    assert [case[0] for case in cases] == [behaviour.program for behaviour in BEHAVIOURS if behaviour.rules]
+    """There are programs for each behaviour that has rules."""
+    assert [program for program, _, _ in CASES] == [behaviour.program for behaviour in BEHAVIOURS if behaviour.rules]
 
 
 def test_a_result_in_a_variable_is_found_where_it_is_used() -> None:
