@@ -14,6 +14,7 @@ import pytest
 
 from automodel_mesh.audit.torch_names import recorded_releases
 from automodel_mesh.cli import main
+from tests.pages import blocks
 
 pytestmark = pytest.mark.release_independent
 
@@ -91,6 +92,17 @@ def test_the_action_hands_every_input_to_a_step() -> None:
     assert sorted(read) == sorted((name.upper().replace("-", "_"), name) for name in names)
     assert "${{" not in INSTALL + AUDIT
     assert all(f"${variable}" in INSTALL + AUDIT for variable, _ in read)
+
+
+def test_the_page_names_what_there_is() -> None:
+    """The examples of the how-to page use inputs of the action, and ids of hooks, that exist."""
+    workflow, configuration = blocks((ROOT / "docs/how-to/audit.md").read_text(encoding="utf-8"), "yaml")
+    (given,) = re.findall(r"automodel-mesh@v0.1.0\n    with:\n((?:      .*\n)+)", workflow)
+    inputs = re.findall(r"^      ([a-z-]+):", given, re.MULTILINE)
+    assert inputs
+    assert set(inputs) <= set(DEFAULTS)
+    ids = set(re.findall(r"^- id: (.*)", HOOKS, re.MULTILINE))
+    assert set(re.findall(r"- id: (.*)", configuration)) < ids
 
 
 def test_the_hooks_run_the_command() -> None:
