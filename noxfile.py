@@ -489,7 +489,7 @@ def wheel(session: nox.Session) -> None:
     with environment(session):
         built = Path(session.create_tmp()).resolve() / "dist"
         wheel_file = build_dist(session, built)
-        requirement = f"automodel-mesh[cli,testing,track] @ {wheel_file.as_uri()}"
+        requirement = f"automodel-mesh[cli,migrate,testing,track] @ {wheel_file.as_uri()}"
         session.install(requirement, f"torch=={ROWS[NEWEST].torch}")
         names = module_names()
         session.chdir(built)

@@ -2,6 +2,7 @@
 
     automodel-mesh audit    says which torch releases your code runs on: `audit/command.py`
     automodel-mesh doctor   checks the contract on the installed torch: `doctor/command.py`
+    automodel-mesh migrate  rewrites private calls of torch's meshes: `migrating/command.py`
     automodel-mesh plan     says what a mesh needs before it runs: `planning/command.py`
     automodel-mesh releases lists the supported releases of torch: `tracking/releases.py`
     automodel-mesh run      runs a program that is written for the newest torch: `running.py`
@@ -28,6 +29,7 @@ from automodel_mesh import running
 from automodel_mesh.audit import command as audit_command
 from automodel_mesh.doctor import command as doctor_command
 from automodel_mesh.exit_status import INTERRUPTED, PIPE_CLOSED, UNUSABLE
+from automodel_mesh.migrating import command as migrate_command
 from automodel_mesh.planning import command as plan_command
 from automodel_mesh.terminal import visible
 from automodel_mesh.tracking import command as track_command
@@ -46,8 +48,8 @@ examples:
   automodel-mesh run train.py
   automodel-mesh track newest
 
-pip install 'automodel-mesh[cli]' adds tables, colours (not with NO_COLOR=1) and shell completion, and
-'automodel-mesh[track]' reads releases on a package index.
+pip install 'automodel-mesh[cli]' adds tables, colours (not with NO_COLOR=1) and shell completion,
+'automodel-mesh[track]' reads releases on a package index, and 'automodel-mesh[migrate]' is for migrate.
 
 Exit status: 0 all is well, 1 it is not, 2 wrong arguments, nothing to report on, or stdout cannot be written (stderr
 says why), 130 after Ctrl-C, 141 if the reader of stdout has gone. A command that has others lists them in its help."""
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"automodel-mesh {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in (audit_command, doctor_command, plan_command, releases, running, track_command):
+    for command in (audit_command, doctor_command, migrate_command, plan_command, releases, running, track_command):
         command.add_parser(commands)
     return parser
 
