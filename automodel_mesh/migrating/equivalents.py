@@ -76,6 +76,11 @@ class Equivalents:
         return [function for table in tables for function in table.values()]
 
     @property
+    def sources(self) -> frozenset[str]:
+        """The names in code that makes a mesh, or gets one without having one."""
+        return frozenset({self.registry, *self.module_functions, *self.only_of_meshes})
+
+    @property
     def private(self) -> frozenset[str]:
         """All private names of torch in the table."""
         methods = {*self.mesh_methods, *self.class_methods, self.registry, self.flattened_of_root}

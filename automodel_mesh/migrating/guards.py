@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 Guard: TypeAlias = cst.If | cst.IfExp | cst.Try | cst.With
 
 _ABOUT_VERSIONS: Final = re.compile(
-    r"torch\w*[._]*version|version\w*\W*torch|torch_(at_least|greater|less)|is_torch_", re.I
+    r"torch\w*[._]*version|version\w*\W*torch|torch_(at_least|greater|less)|is_torch_", re.IGNORECASE
 )
-_CAUGHT: Final = frozenset(
-    "AssertionError AttributeError BaseException Exception ImportError KeyError ModuleNotFoundError "
-    "NotImplementedError RuntimeError TypeError ValueError".split()
+_CAUGHT: Final = re.compile(
+    r"\b((Assertion|Attribute|Import|Key|ModuleNotFound|NotImplemented|Runtime|Type|Value)Error|(Base)?Exception)\b"
 )
 _EXPECTING: Final = re.compile(r"\b(suppress|raises|warns|assertRaises\w*|assertWarns\w*|assertLogs)\(")
 _LEAVING: Final = (cst.Return, cst.Raise, cst.Continue, cst.Break)
@@ -102,14 +101,26 @@ def leaves_at_its_end(statements: Sequence[cst.BaseStatement]) -> bool:
 
 
 def same_code(one: Sequence[cst.BaseStatement], other: Sequence[cst.BaseStatement]) -> bool:
-    """Return whether two blocks are the same, but for comments and spaces."""
-    return _meaning(cst.Module(one).code) == _meaning(cst.Module(other).code)
+    """Return whether two blocks are the same, but for comments, spaces, and imports that they do not use."""
+    return _meaning(cst.Module(without_unused(one)).code) == _meaning(cst.Module(without_unused(other)).code)
 
 
 def below(above: cst.CSTNode, statement: cst.BaseStatement) -> cst.BaseStatement:
     """Return a statement that takes the place of another, below the comments of that."""
-    lines = [*getattr(above, "leading_lines", ()), *getattr(statement, "leading_lines", ())]
+    comments = [line for line in getattr(statement, "leading_lines", ()) if line.comment is not None]
+    lines = [*getattr(above, "leading_lines", ()), *comments]
     return statement.with_changes(leading_lines=lines)
+
+
+def without_unused(statements: Sequence[cst.BaseStatement]) -> list[cst.BaseStatement]:
+    """Return the statements of a block without the imports from torch that it does not use."""
+    lines = m.SimpleStatementLine(body=[m.ImportFrom(module=m.Attribute() | m.Name("torch"))])
+    imported = [one for one in statements if m.matches(one, lines) and code_of(one).split()[1].startswith("torch")]
+    code = cst.Module([one for one in statements if one not in imported]).code
+    used = [
+        one for one in imported if any(name in code for name in re.findall(r"\w+", code_of(one).split("import")[1]))
+    ]
+    return [one for one in statements if one in used or one not in imported]
 
 
 def _meaning(code: str) -> str:
@@ -132,4 +143,4 @@ def _swallows(handler: cst.ExceptHandler) -> bool:
         return False
     if handler.type is None:
         return True
-    return not _CAUGHT.isdisjoint(re.findall(r"\w+", code_of(handler.type)))
+    return _CAUGHT.search(code_of(handler.type)) is not None

@@ -37,21 +37,21 @@ def import_line(names: Collection[Named]) -> cst.SimpleStatementLine:
     return statement
 
 
-def local_names(module: cst.Module, functions: Collection[str]) -> dict[str, str]:
-    """Choose what functions of `automodel_mesh.compat` are called in a file.
+def local_name(wrapper: cst.MetadataWrapper, function: str, taken: Collection[str]) -> str:
+    """Choose what a function of `automodel_mesh.compat` is called in a file.
 
     A function keeps its name, unless the file uses that for anything else, in any scope: then it is `compat_` and the
     name. What the file imports already at its top stays.
+
+    Args:
+        wrapper: the module.
+        function: the function.
+        taken: the return value of `names_in_use`.
     """
-    ours = dict(sorted(imported_functions(module.body)))
-    taken = set(_names_in_use(module))
-    names: dict[str, str] = {}
-    for function in functions:
-        name = function
-        while name in taken:
-            name = f"compat_{name}"
-        names[function] = ours.get(function, name)
-    return names
+    name = function
+    while name in taken:
+        name = f"compat_{name}"
+    return dict(sorted(imported_functions(wrapper.module.body))).get(function, name)
 
 
 def imported_functions(body: Sequence[cst.BaseStatement]) -> set[Named]:
@@ -176,9 +176,8 @@ def _import_uses(wrapper: cst.MetadataWrapper) -> Iterator[tuple[tuple[str, str]
                     yield (assignment.name, found.name), bool(assignment.references)
 
 
-def _names_in_use(module: cst.Module) -> Iterator[str]:
+def names_in_use(wrapper: cst.MetadataWrapper) -> Iterator[str]:
     """Yield all names that a file uses or binds, but for what it imports from `automodel_mesh.compat`."""
-    wrapper = cst.MetadataWrapper(module)
     for scope in {scope for scope in wrapper.resolve(ScopeProvider).values() if scope is not None}:
         for assignment in scope.assignments:
             ours = {f"{COMPAT}.{assignment.name}"}

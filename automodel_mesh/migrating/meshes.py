@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import libcst as cst
 from libcst.metadata import BuiltinAssignment, ExpressionContext, ExpressionContextProvider, ScopeProvider
 
-from automodel_mesh.migrating.equivalents import CLASSES, COMPAT, MODULES, equivalents
+from automodel_mesh.migrating.equivalents import CLASS_NAME, CLASSES, COMPAT, MODULES, equivalents
 
 if TYPE_CHECKING:
     from libcst.metadata import Scope
@@ -41,12 +42,22 @@ class Meshes:
     """
 
     def __init__(self, wrapper: cst.MetadataWrapper) -> None:
-        self._scopes: Mapping[cst.CSTNode, Scope | None] = wrapper.resolve(ScopeProvider)
-        found = _Bindings(wrapper.resolve(ExpressionContextProvider))
-        wrapper.module.visit(found)
-        self._found = found
+        self._wrapper = wrapper
+        code = wrapper.module.code
+        self._has_registry = equivalents().registry in code
+        self._has_meshes = any(word in code for word in (CLASS_NAME, COMPAT, *equivalents().sources))
         self._names: dict[cst.CSTNode, frozenset[str]] = {}
         self._kinds: dict[cst.CSTNode, Kind] = {}
+
+    @cached_property
+    def _scopes(self) -> Mapping[cst.CSTNode, Scope | None]:
+        return self._wrapper.resolve(ScopeProvider)
+
+    @cached_property
+    def _found(self) -> _Bindings:
+        found = _Bindings(self._wrapper.resolve(ExpressionContextProvider))
+        self._wrapper.module.visit(found)
+        return found
 
     def paths(self, node: cst.BaseExpression) -> frozenset[str]:
         """Return the dotted paths that a name or an attribute may mean, through imports: `torch.distributed.x`."""
@@ -62,7 +73,7 @@ class Meshes:
 
     def is_registry(self, node: cst.BaseExpression) -> bool:
         """Return whether an expression is torch's registry of meshes."""
-        return f"{MODULES[-1]}.{equivalents().registry}" in self.paths(node)
+        return self._has_registry and f"{MODULES[-1]}.{equivalents().registry}" in self.paths(node)
 
     def is_mesh(self, node: cst.BaseExpression) -> bool:
         """Return whether an expression is surely a mesh, or `None`."""
@@ -70,6 +81,8 @@ class Meshes:
 
     def kind(self, node: cst.BaseExpression) -> Kind:
         """Return what is known of an expression."""
+        if not self._has_meshes:
+            return "other"
         if node not in self._kinds:
             self._kinds[node] = "none"  # while it is looked for, as in `mesh = mesh["tp"]`: the others decide
             self._kinds[node] = self._kind(node)
@@ -95,10 +108,9 @@ class Meshes:
         if isinstance(node, cst.Subscript):
             sliced = self.is_mesh(node.value) or self._is_flattened(node.value)
             return "mesh" if sliced else "other"
-        if isinstance(node, cst.IfExp):
-            return _joined(map(self.kind, (node.body, node.orelse)))
-        if isinstance(node, cst.BooleanOperation):
-            return _joined(map(self.kind, (node.left, node.right)))
+        if isinstance(node, (cst.IfExp, cst.BooleanOperation)):
+            either = (node.body, node.orelse) if isinstance(node, cst.IfExp) else (node.left, node.right)
+            return _joined(map(self.kind, either))
         return self.kind(node.value) if isinstance(node, cst.NamedExpr) else "other"
 
     def _of_name(self, node: cst.Name) -> Kind:
@@ -234,22 +246,18 @@ class _Bindings(cst.CSTVisitor):
         self._classes: list[cst.ClassDef | None] = [None]
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, cst.ClassDef):
-            self._classes.append(node)
-        elif isinstance(node, cst.FunctionDef):
-            self._enter_function(node)
-        elif isinstance(node, cst.Lambda):
-            self._stack.append(self._inner(node.params))
+        if isinstance(node, (cst.ClassDef, cst.FunctionDef, cst.Lambda)):
+            self._enter(node)
         elif isinstance(node, cst.Param):
-            is_one = node.annotation is not None and not isinstance(node.star, str) or node.star == ""
-            self._bind(node, _Value(annotation=node.annotation.annotation) if is_one and node.annotation else _Value())
+            many = node.star in {"*", "**"}
+            annotation = None if node.annotation is None or many else node.annotation.annotation
+            self._bind(node, _Value(annotation=annotation))
         elif isinstance(node, cst.Assign):
             for target in node.targets:
                 self._assign(target.target, node.value)
-        elif isinstance(node, cst.AnnAssign):
-            self._bind(node.target, _Value(annotation=node.annotation.annotation))
-        elif isinstance(node, cst.NamedExpr):
-            self._bind(node.target, _Value(node.value))
+        elif isinstance(node, (cst.AnnAssign, cst.NamedExpr)):
+            of_value = isinstance(node, cst.NamedExpr)
+            self._bind(node.target, _Value(node.value) if of_value else _Value(None, node.annotation.annotation))
         elif isinstance(node, cst.Name):
             self._own(node)
         elif isinstance(node, cst.Attribute) and self._contexts.get(node) is ExpressionContext.STORE:
@@ -263,6 +271,14 @@ class _Bindings(cst.CSTVisitor):
             self._stack.pop()
             if isinstance(original_node, cst.FunctionDef):
                 self._classes.pop()
+
+    def _enter(self, node: cst.ClassDef | cst.FunctionDef | cst.Lambda) -> None:
+        if isinstance(node, cst.ClassDef):
+            self._classes.append(node)
+        elif isinstance(node, cst.FunctionDef):
+            self._enter_function(node)
+        else:
+            self._stack.append(self._inner(node.params))
 
     def _enter_function(self, node: cst.FunctionDef) -> None:
         owner = self._classes[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,8 +12,7 @@ import libcst.matchers as m
 from libcst.metadata import ExpressionContext
 
 from automodel_mesh.migrating.calls import NotSureError, arguments
-from automodel_mesh.migrating.equivalents import CLASS_NAME, MODULES, equivalents
-from automodel_mesh.migrating.imports import module_of
+from automodel_mesh.migrating.equivalents import MODULES, equivalents
 
 if TYPE_CHECKING:
     from automodel_mesh.migrating.meshes import Meshes
@@ -25,25 +26,27 @@ _READERS: Final = frozenset({"bool", "dict", "len", "list", "set", "sorted", "tu
 
 
 def is_function(node: cst.BaseExpression, meshes: Meshes) -> bool:
-    """Return whether an attribute is a function of torch's module of meshes: `dist.init_device_mesh`."""
+    """Return whether a name or an attribute is a function of torch's module of meshes: `dist.init_device_mesh`."""
+    if isinstance(node, cst.Attribute) and node.attr.value not in equivalents().module_functions:
+        return False
     paths = meshes.paths(node)
     functions = {f"{module}.{name}" for module in MODULES for name in equivalents().module_functions}
     return bool(paths) and paths <= functions
 
 
-def imported_modules(module: cst.Module) -> set[str]:
-    """Return the paths of all modules that a module imports names from."""
-    return {module_of(node) for node in m.findall(module, m.ImportFrom()) if isinstance(node, cst.ImportFrom)}
-
-
-def imports_meshes(module: cst.Module) -> bool:
-    """Return whether a module imports torch's class of meshes, or anything from its module."""
-    aliases = m.findall(module, m.ImportAlias(name=m.Name(CLASS_NAME)))
-    return bool(aliases) or MODULES[-1] in imported_modules(module)
+def imported_names(code: str) -> dict[str, set[str]]:
+    """Return the modules that some code imports from, each with the names it imports."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found[node.module or ""].update(alias.name for alias in node.names)
+    return found
 
 
 def init_calls_that_differ(module: cst.Module, meshes: Meshes) -> bool:
     """Return whether a call of `init_device_mesh` has arguments that ours has not."""
+    if not any(name in module.code for name in equivalents().module_functions):
+        return False
     for call in m.findall(module, m.Call(func=m.Name())):
         if isinstance(call, cst.Call) and is_function(call.func, meshes):
             try:
@@ -53,18 +56,13 @@ def init_calls_that_differ(module: cst.Module, meshes: Meshes) -> bool:
     return False
 
 
-def in_import(node: cst.CSTNode, parents: Parents) -> bool:
-    """Return whether an expression is part of an import."""
-    return isinstance(parents.get(node), (cst.ImportAlias, cst.ImportFrom, cst.Import))
-
-
 def is_super(node: cst.BaseExpression) -> bool:
     """Return whether an expression is `super()`."""
     return m.matches(node, m.Call(func=m.Name("super")))
 
 
 def looks_like_mesh(node: cst.BaseExpression) -> bool:
-    """Return whether the last name in an expression says that it is a mesh: `mesh`, `self.device_mesh`, `get_mesh()`."""
+    """Return whether the last name in an expression says mesh: `mesh`, `self.device_mesh`, `get_mesh()`."""
     if isinstance(node, cst.Call):
         return looks_like_mesh(node.func)
     if isinstance(node, cst.Subscript):
@@ -77,12 +75,6 @@ def has_names(node: cst.Subscript) -> bool:
     """Return whether an index is of strings."""
     strings = m.SubscriptElement(m.Index(m.SimpleString() | m.Tuple([m.AtLeastN(m.Element(m.SimpleString()), n=1)])))
     return all(m.matches(item, strings) for item in node.slice)
-
-
-def is_annotation(node: cst.CSTNode, parents: Parents) -> bool:
-    """Return whether an expression is in an annotation."""
-    parent = parents.get(node)
-    return parent is not None and (isinstance(parent, cst.Annotation) or is_annotation(parent, parents))
 
 
 def is_read(node: cst.CSTNode, parents: Parents, contexts: Mapping[cst.CSTNode, Any]) -> bool:

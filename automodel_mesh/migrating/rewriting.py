@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 from libcst.metadata import (
@@ -16,7 +18,7 @@ from libcst.metadata import (
 
 from automodel_mesh.migrating import calls, guards, imports, nemo_lines, reads
 from automodel_mesh.migrating.calls import NotSureError
-from automodel_mesh.migrating.equivalents import COMPAT, MODULES, equivalents
+from automodel_mesh.migrating.equivalents import CLASS_NAME, MODULES, equivalents
 from automodel_mesh.migrating.guards import code_of, first_line
 from automodel_mesh.migrating.meshes import Meshes
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from automodel_mesh.migrating.imports import Home
 
 __all__ = ["Change", "Left", "Rewriting", "rewrite"]
-
-_TELLING: Final = ("mesh", "nemo_automodel")
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def rewrite(source: str) -> Rewriting:
     Raises:
         SyntaxError: `source` is not Python code; it has the line.
     """
-    if not any(word in source for word in _TELLING):
+    if not _telling().search(source):
         return Rewriting(source, (), ())
     try:
-        wrapper = cst.MetadataWrapper(cst.parse_module(source))
+        wrapper = cst.MetadataWrapper(cst.parse_module(source), unsafe_skip_copy=True)
     except cst.ParserSyntaxError as error:
         raise SyntaxError(error.message, (None, error.raw_line, error.raw_column, error.context)) from error
     rewriter = _Rewriter(wrapper)
@@ -98,9 +98,17 @@ def rewrite(source: str) -> Rewriting:
     changes, left = rewriter.report()
     if not changes:
         return Rewriting(source, (), left)
-    module = module.with_changes(body=imports.with_imports(module.body, rewriter.needed(None)))
-    module = imports.without_unused(wrapper, cst.parse_module(module.code))
+    if rewriter.uses_compat:
+        module = module.with_changes(body=imports.with_imports(module.body, rewriter.needed(None)))
+        module = imports.without_unused(wrapper, cst.parse_module(module.code))
     return Rewriting(module.code, changes, left)
+
+
+@cache
+def _telling() -> re.Pattern[str]:
+    """Return what finds the code that there may be something to do in."""
+    words = {*equivalents().private, *equivalents().sources, CLASS_NAME, nemo_lines.PACKAGE}
+    return re.compile(rf"\b({'|'.join(map(re.escape, sorted(words)))})\b")
 
 
 class _Rewriter(cst.CSTTransformer):
@@ -110,21 +118,37 @@ class _Rewriter(cst.CSTTransformer):
         super().__init__()
         self._meshes = Meshes(wrapper)
         self._table = equivalents()
-        self._parents: Mapping[cst.CSTNode, cst.CSTNode] = wrapper.resolve(ParentNodeProvider)
-        self._positions = wrapper.resolve(PositionProvider)
-        self._contexts: Mapping[cst.CSTNode, Any] = wrapper.resolve(ExpressionContextProvider)
-        functions = {found.function for found in self._table.functions} | {self._table.slicing, self._table.flattened}
-        self._names = imports.local_names(wrapper.module, functions)
+        self._wrapper = wrapper
         self._has_import = imports.imports_torch(wrapper.module)
-        self._imports_meshes = reads.imports_meshes(wrapper.module)
+        self._imported = False
         self._blocks: list[cst.IndentedBlock] = []
         self._needed: list[tuple[Home, str]] = []
         self._guards: list[tuple[int, int, int]] = []
         self._untouched: dict[cst.CSTNode, tuple[Sequence[cst.BaseStatement], tuple[cst.CSTNode, Left]]] = {}
-        self._nemo = nemo_lines.modules_for(reads.imported_modules(wrapper.module))
+        imported = reads.imported_names(wrapper.module.code)
+        self._nemo = nemo_lines.modules_for(imported)
+        self._imports_meshes = MODULES[-1] in imported or any(CLASS_NAME in names for names in imported.values())
         self._keeps_import = reads.init_calls_that_differ(wrapper.module, self._meshes)
         self._changes: list[tuple[cst.CSTNode, Change]] = []
         self._left: list[tuple[cst.CSTNode, Left]] = []
+
+    # Each of these costs a walk through the module, and most modules do not need all.
+
+    @cached_property
+    def _parents(self) -> Mapping[cst.CSTNode, cst.CSTNode]:
+        return self._wrapper.resolve(ParentNodeProvider)
+
+    @cached_property
+    def _positions(self) -> Mapping[cst.CSTNode, Any]:
+        return self._wrapper.resolve(PositionProvider)
+
+    @cached_property
+    def _contexts(self) -> Mapping[cst.CSTNode, Any]:
+        return self._wrapper.resolve(ExpressionContextProvider)
+
+    @cached_property
+    def _names_in_use(self) -> frozenset[str]:
+        return frozenset(imports.names_in_use(self._wrapper))
 
     def report(self) -> tuple[tuple[Change, ...], tuple[Left, ...]]:
         """Return what was changed and what was left, in the order of the lines."""
@@ -133,7 +157,15 @@ class _Rewriter(cst.CSTTransformer):
 
     def needed(self, home: Home) -> set[imports.Named]:
         """Return the functions that have to be imported in a place."""
-        return {(name, self._names[name]) for place, name in self._needed if place is home}
+        return {(name, self._name(name)) for place, name in self._needed if place is home}
+
+    @property
+    def uses_compat(self) -> bool:
+        """Whether functions of `automodel_mesh.compat` have come into the code."""
+        return bool(self._needed) or self._imported
+
+    def _name(self, function: str) -> str:
+        return imports.local_name(self._wrapper, function, self._names_in_use)
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.IndentedBlock):
@@ -144,7 +176,7 @@ class _Rewriter(cst.CSTTransformer):
 
     def on_leave(self, original_node: cst.CSTNode, updated_node: Any) -> Any:
         if isinstance(original_node, cst.IndentedBlock):
-            return self._leave_block(original_node, updated_node)
+            return self._leave_block(updated_node)
         if self._is_guard(original_node):
             return self._leave_guard(original_node, updated_node)
         needed = len(self._needed)
@@ -172,7 +204,7 @@ class _Rewriter(cst.CSTTransformer):
         elif isinstance(node, cst.Attribute):
             changed = self._attribute(node, updated)
         else:
-            return self._import(node, updated) if isinstance(node, cst.SimpleStatementLine) else None
+            return self._import(updated) if isinstance(node, cst.SimpleStatementLine) else None
         if changed is not None and calls.loses_comments(updated, changed):
             raise NotSureError("a comment would be lost")
         return changed
@@ -182,6 +214,8 @@ class _Rewriter(cst.CSTTransformer):
     def _call(self, node: cst.Call, updated: cst.Call) -> cst.BaseExpression | None:
         if guards.names_a_private_name(node):
             raise NotSureError("it tells torch releases apart: our functions are the same on all")
+        if self._keeps_import and reads.is_function(node.func, self._meshes):
+            calls.arguments(next(iter(self._table.module_functions.values())), node.args)
         if not isinstance(node.func, cst.Attribute):
             return None
         name, receiver, table = node.func.attr.value, node.func.value, self._table
@@ -202,19 +236,23 @@ class _Rewriter(cst.CSTTransformer):
         return self._flattened_axes(node, updated)
 
     def _subscript(self, node: cst.Subscript, updated: cst.Subscript) -> cst.BaseExpression | None:
-        if self._contexts.get(node) is not ExpressionContext.LOAD:
-            return None
         if self._meshes.is_mesh(node.value):
+            if self._contexts.get(node) is not ExpressionContext.LOAD:
+                return None
             return calls.slice_as_function(updated, self._use(self._table.slicing))
-        if reads.looks_like_mesh(node.value) and reads.has_names(node) and not reads.is_annotation(node, self._parents):
+        if reads.looks_like_mesh(node.value) and reads.has_names(node):
             raise NotSureError(reads.UNKNOWN)
         return self._flattened_axes(node, updated)
 
     def _attribute(self, node: cst.Attribute, updated: cst.Attribute) -> cst.BaseExpression | None:
-        name, parent = node.attr.value, self._parents.get(node)
+        name, table = node.attr.value, self._table
+        is_registry = self._meshes.is_registry(node.value)
+        if not is_registry and name not in {*table.private, *table.module_functions}:
+            return None
+        parent = self._parents.get(node)
         if isinstance(parent, cst.Call) and parent.func is node:
             return None
-        if reads.is_function(node, self._meshes) and not reads.in_import(node, self._parents):
+        if reads.is_function(node, self._meshes):
             return cst.Name(
                 self._use(self._table.module_functions[name].function), lpar=updated.lpar, rpar=updated.rpar
             )
@@ -223,7 +261,7 @@ class _Rewriter(cst.CSTTransformer):
         if name in self._table.private and self._is_sure(node.value, name):
             what = "what it is used for" if name in self._table.mesh_methods else f"an equivalent of `{name}`"
             raise NotSureError(f"{what} is not known here")
-        if self._meshes.is_registry(node.value) and not reads.is_flattened_of_registry(parent, self._parents):
+        if is_registry and not reads.is_flattened_of_registry(parent, self._parents):
             raise NotSureError(f"there is no equivalent of `{name}`")
         return None
 
@@ -267,11 +305,14 @@ class _Rewriter(cst.CSTTransformer):
 
     # --- statements
 
-    def _import(self, node: cst.SimpleStatementLine, updated: cst.SimpleStatementLine) -> Any:
-        found = [small for small in updated.body if isinstance(small, (cst.ImportFrom, cst.Import))]
-        if not found:
-            return None
-        line = found[0]
+    def _import(self, updated: cst.SimpleStatementLine) -> Any:
+        lines = [small for small in updated.body if isinstance(small, (cst.ImportFrom, cst.Import))]
+        changed = [new for line in lines if (new := self._import_line(updated, line)) is not None]
+        if changed and len(updated.body) > 1:
+            raise NotSureError("several statements are on the line")
+        return changed[0] if changed else None
+
+    def _import_line(self, updated: cst.SimpleStatementLine, line: cst.ImportFrom | cst.Import) -> Any:
         names = [] if isinstance(line.names, cst.ImportStar) else [alias.evaluated_name for alias in line.names]
         if isinstance(line, cst.Import) or not names:
             paths = set(names) if isinstance(line, cst.Import) else {imports.module_of(line)}
@@ -280,14 +321,12 @@ class _Rewriter(cst.CSTTransformer):
             return None
         path = imports.module_of(line)
         ours, why = nemo_lines.replacement(path, names, self._nemo)
-        wanted = (
-            path in MODULES and not self._table.module_functions.keys().isdisjoint(names) and not self._keeps_import
-        )
-        if why or ((ours or wanted) and len(updated.body) > 1):
-            raise NotSureError(why or "several statements are on the line")
+        if why:
+            raise NotSureError(why)
         if ours:
             return updated.with_changes(body=[line.with_changes(module=cst.parse_expression(ours))])
-        return self._torchs_import(updated, line) if wanted else None
+        wanted = path in MODULES and not self._table.module_functions.keys().isdisjoint(names)
+        return self._torchs_import(updated, line) if wanted and not self._keeps_import else None
 
     def _torchs_import(self, updated: cst.SimpleStatementLine, line: cst.ImportFrom) -> Any:
         aliases = () if isinstance(line.names, cst.ImportStar) else line.names
@@ -296,13 +335,14 @@ class _Rewriter(cst.CSTTransformer):
         ours = {(functions[name].function, local) for name, local in taken.items() if name in functions}
         rest = imports.with_names(line, [one for one in aliases if one.evaluated_name not in functions])
         new = imports.import_line(ours)
+        self._imported = self._imported or len(updated.body) == 1
         if isinstance(rest, cst.RemovalSentinel):
             return updated.with_changes(body=new.body)
         return cst.FlattenSentinel(
             [new.with_changes(leading_lines=updated.leading_lines), updated.with_changes(leading_lines=(), body=[rest])]
         )
 
-    def _leave_block(self, node: cst.IndentedBlock, updated: cst.IndentedBlock) -> cst.IndentedBlock:
+    def _leave_block(self, updated: cst.IndentedBlock) -> cst.IndentedBlock:
         body = self._without_guards(updated.body)
         if names := self.needed(self._blocks.pop()):
             body = imports.with_imports(body, names)
@@ -311,9 +351,10 @@ class _Rewriter(cst.CSTTransformer):
     # --- guards
 
     def _is_guard(self, node: cst.CSTNode) -> bool:
+        if not guards.is_guard(node, self._meshes):
+            return False
         parent = self._parents.get(node)
-        is_elif = isinstance(parent, cst.If) and parent.orelse is node
-        return not is_elif and guards.is_guard(node, self._meshes)
+        return not (isinstance(parent, cst.If) and parent.orelse is node)
 
     def _leave_guard(self, node: Any, updated: Any) -> Any:
         """Return the code of a guard whose branches have become the same; leave any other as it was."""
@@ -341,7 +382,8 @@ class _Rewriter(cst.CSTTransformer):
             index = kept.index(statement)
             below = kept[index + 1 :]
             if below and guards.same_code(rewritten, below):
-                kept[index:] = [guards.below(statement, below[0]), *below[1:]]
+                first, *others = guards.without_unused(below)
+                kept[index:] = [guards.below(statement, first), *others]
                 self._left.remove(left)
         return kept
 
@@ -352,7 +394,7 @@ class _Rewriter(cst.CSTTransformer):
         functions = [block for block in self._blocks if isinstance(self._parents[block], cst.FunctionDef)]
         home = functions[0] if functions and not self._has_import else None
         self._needed.append((home, function))
-        return self._names[function]
+        return self._name(function)
 
     def _record(self, node: cst.CSTNode, changed: Any) -> None:
         """Note a change in place of those inside it."""

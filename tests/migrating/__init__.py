@@ -1,0 +1,1 @@
+"""Tests of `automodel_mesh.migrating`, which needs no torch."""
