@@ -1,0 +1,311 @@
+"""Imports every module of a package on the installed torch, each in a process of its own, and says where that fails.
+
+python -m tests.audit_proof.truth FOLDER RESULT.json [PART ...]
+
+FOLDER is on PYTHONPATH, and holds the package; PART is a folder or a file in it, to look at only that. Where a module
+fails since torch lacks a name, it is imported again with a stand-in there (stand_ins.py), so that all such lines of a
+module are found, and not the first alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import json
+import os
+import platform
+import re
+import select
+import signal
+import sys
+import traceback
+import warnings
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.audit_proof.stand_ins import StandIns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+SECONDS: Final = 120
+"""The time limit of an import."""
+
+TORCH: Final = re.compile(r"torch(\.|$)")
+"""The modules of torch, and not torchvision or torchao."""
+
+IS_OURS_TO_FIND: Final = (ImportError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a module could not be imported.
+
+    Attributes:
+        cause: `torch`; `missing`: another package is not installed; `third-party`: another package fails; `refuses`: the
+            package itself raises an error; `other`.
+        error: the exception, in a line.
+        file: where, the innermost line in the package: the path below the folder.
+        line: the line where the statement starts.
+        end: the line where it ends.
+        in_function: whether that line is in a function.
+        name: what torch lacks, as a dotted path, or the module that is not installed.
+        at: the line itself, of a statement of several lines.
+    """
+
+    cause: str
+    error: str
+    file: str = ""
+    line: int = 0
+    end: int = 0
+    in_function: bool = False
+    name: str = ""
+    at: int = 0
+
+
+@dataclass
+class Truth:
+    """What importing the modules of a package gives on a torch release.
+
+    Attributes:
+        torch: the release.
+        python: the version of Python.
+        imported: the files whose modules can be imported as they are.
+        reached: the files that were run to their end with the help of stand-ins.
+        broken: what torch lacks, by file and line.
+        failed: why the others could not be run to their end, by file.
+    """
+
+    torch: str
+    python: str
+    imported: list[str] = field(default_factory=list[str])
+    reached: list[str] = field(default_factory=list[str])
+    broken: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+
+
+def modules(folder: Path, parts: Iterable[str]) -> dict[str, str]:
+    """Return the names of the modules below a folder, by their files."""
+    found: dict[str, str] = {}
+    for part in [folder / part for part in parts] or sorted(folder.iterdir()):
+        for path in [part] if part.suffix == ".py" else sorted(part.rglob("*.py")):
+            names = path.relative_to(folder).with_suffix("").parts
+            if path.stem != "__main__" and all(name.isidentifier() for name in names):
+                found[str(path.relative_to(folder))] = ".".join(names).removesuffix(".__init__")
+    return found
+
+
+@cache
+def statements(path: str) -> list[ast.stmt]:
+    """Return all statements of a file."""
+    return [node for node in ast.walk(ast.parse(Path(path).read_bytes())) if isinstance(node, ast.stmt)]
+
+
+def statement(path: str, line: int) -> ast.stmt | None:
+    """Return the smallest statement at a line; of a function or a class only its first line counts."""
+    around = [each for each in statements(path) if each.lineno <= line <= (each.end_lineno or each.lineno)]
+    return max(around, key=lambda each: (each.lineno, -(each.end_lineno or 0)), default=None)
+
+
+def frames(error: BaseException) -> list[tuple[str, int, Any]]:
+    """Return the files, lines and frames of a traceback, the innermost last, without those of the import system."""
+    walked = [(frame.f_code.co_filename, line, frame) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return [each for each in walked if not each[0].startswith("<frozen importlib") and each[0] not in OWN]
+
+
+OWN: Final = (__file__, str(Path(__file__).with_name("stand_ins.py")), importlib.__file__)
+
+
+def torch_name(error: BaseException) -> str:
+    """Return the dotted path of what torch lacks, empty if it is something else."""
+    if isinstance(error, ImportError) and TORCH.match(error.name or ""):
+        wanted = re.search(r"cannot import name '(\w+)'", str(error))
+        return f"{error.name}.{wanted[1]}" if wanted else str(error.name)
+    if isinstance(error, AttributeError) and error.obj is not None:
+        owner = error.obj if hasattr(error.obj, "__name__") else type(error.obj)
+        path = getattr(owner, "__module__", "") and f"{owner.__module__}.{owner.__qualname__}" or owner.__name__
+        return f"{path}.{error.name}" if TORCH.match(path) else ""
+    return ""
+
+
+def uses_torch(path: str, line: int, scope: dict[str, Any]) -> bool:
+    """Tell whether a statement has a name that stands for something of torch."""
+    found = statement(path, line)
+    names = {node.id for node in ast.walk(found) if isinstance(node, ast.Name)} if found else set[str]()
+    values = [scope[name] for name in names if name in scope]
+    return any(TORCH.match(getattr(value, "__module__", None) or getattr(value, "__name__", "") or "") for value in values)
+
+
+def explain(error: BaseException, folder: Path) -> Failure:
+    """Say why an import failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    summary = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    below = [(path.startswith(f"{folder}/"), path, line, frame) for path, line, frame in frames(error)]
+    last = max((index for index, (inside, *_) in enumerate(below) if inside), default=None)
+    if last is None:
+        return Failure("other", summary)
+    _, path, line, frame = below[last]
+    found = statement(path, line)
+    name = torch_name(error)
+    deeper = [where for _, where, *_ in below[last + 1 :] if "-packages/" in where]
+    if not all("-packages/torch/" in where for where in deeper):
+        cause = "third-party"
+    elif isinstance(found, ast.Raise):
+        cause = "refuses"
+    elif isinstance(error, ModuleNotFoundError) and not name:
+        cause, name = "missing", error.name or ""
+    elif name or (isinstance(error, TypeError) and (deeper or uses_torch(path, line, frame.f_globals))):
+        cause = "torch"
+    else:
+        cause = "other"
+    in_function = bool(frame.f_code.co_flags & 0x2)  # CO_NEWLOCALS: not a module's or a class's body
+    where = str(Path(path).relative_to(folder))
+    return Failure(cause, summary, where, *lines(path, line), in_function, name, line)
+
+
+def lines(path: str, line: int) -> tuple[int, int]:
+    """Return the first and the last line of the statement at a line; of a compound statement only the line itself."""
+    found = statement(path, line)
+    whole = found is not None and not isinstance(found, COMPOUND)
+    return (found.lineno, found.end_lineno or line) if found and whole else (line, line)
+
+
+COMPOUND: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.For, ast.While, ast.With, ast.Try)
+
+
+class Importer:
+    """Imports modules of a folder; what can be imported stays, what fails leaves nothing behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stand_ins: StandIns | None = None
+        self.loaded: set[str] = set()
+
+    def attempt(self, module: str) -> Failure | None:
+        """Try in a forked process to import a module; if that works, import it here too."""
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(read)
+            answer = self._answer(module)
+            os.write(write, json.dumps(answer).encode())
+            os._exit(0)
+        os.close(write)
+        answer = self._wait(child, read)
+        if self.stand_ins is not None:
+            self.stand_ins.given |= {tuple(each) for each in answer.get("given", [])}
+        if "failure" in answer:
+            return Failure(**answer["failure"])
+        self.loaded.update(answer["loaded"])
+        with quiet(), contextlib.suppress(BaseException):
+            importlib.import_module(module)
+        return None
+
+    def _answer(self, module: str) -> dict[str, Any]:
+        """Import a module in the forked process."""
+        answer: dict[str, Any] = {}
+        with quiet():
+            try:
+                importlib.import_module(module)
+            except BaseException as error:  # noqa: BLE001 - whatever a package does
+                answer["failure"] = asdict(explain(error, self.folder))
+        answer["loaded"] = [name for name, each in sys.modules.items() if self._holds(each)]
+        if self.stand_ins is not None:
+            answer["given"] = sorted(self.stand_ins.given)
+        return answer
+
+    def _wait(self, child: int, read: int) -> dict[str, Any]:
+        """Return what the forked process says, or that it does not."""
+        said = b""
+        with os.fdopen(read, "rb", buffering=0) as pipe:
+            while select.select([pipe], [], [], SECONDS)[0]:
+                part = pipe.read(1 << 16)
+                said += part
+                if not part:
+                    break
+            else:
+                os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status:
+            return {"failure": asdict(Failure("other", f"the process ended with {status}"))}
+        answer: dict[str, Any] = json.loads(said)
+        return answer
+
+    def _holds(self, module: Any) -> bool:
+        """Tell whether a module lies in the folder."""
+        return str(getattr(module, "__file__", None)).startswith(f"{self.folder}/")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what is printed, from C too."""
+    sys.stdout.flush()
+    kept = os.dup(1), os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        for target, source in zip((1, 2), kept, strict=True):
+            os.dup2(source, target)
+            os.close(source)
+
+
+def parent_failure(module: str, failures: dict[str, Failure]) -> Failure | None:
+    """Return the failure of a package that a module is in, since Python imports that first."""
+    while module := module.rpartition(".")[0]:
+        if module in failures:
+            return failures[module]
+    return None
+
+
+def find(folder: Path, parts: Iterable[str]) -> Truth:
+    """Import all modules of a folder, first as they are, then those that failed with stand-ins."""
+    import torch  # noqa: PLC0415 - what the modules have in common, imported once before the forks
+
+    truth = Truth(torch.__version__.partition("+")[0], platform.python_version())
+    importer = Importer(folder)
+    files = modules(folder, parts)
+    failures: dict[str, Failure] = {}
+    for module in files.values():
+        if module not in importer.loaded and (failure := parent_failure(module, failures) or importer.attempt(module)):
+            failures[module] = failure
+    truth.imported = [file for file, module in files.items() if module in importer.loaded]
+    stand_ins = importer.stand_ins = StandIns()
+    broken: dict[tuple[str, int, str], Failure] = {}
+    failures = {}
+    for file, module in files.items():
+        while module not in importer.loaded and (
+            failure := parent_failure(module, failures) or importer.attempt(module)
+        ):
+            if failure.cause == "torch":
+                broken[failure.file, failure.line, failure.name] = failure
+            if not failure.name or not stand_ins.add((str(folder / failure.file), failure.at), failure.name):
+                failures[module] = failure
+                truth.failed[file] = asdict(failure)
+                break
+    for path, at, name in stand_ins.given:
+        first, end = lines(path, at)
+        where = str(Path(path).relative_to(folder))
+        broken.setdefault((where, first, name), Failure("torch", "", where, first, end, False, name, at))
+    truth.reached = sorted(set(files) - set(truth.imported) - set(truth.failed))
+    truth.broken = [asdict(broken[key]) for key in sorted(broken)]
+    return truth
+
+
+def main(folder: str, result: str, *parts: str) -> None:
+    """Write what is found as JSON."""
+    warnings.simplefilter("ignore")
+    sys.argv = ["audit"]
+    found = find(Path(folder).resolve(), parts)
+    Path(result).write_text(json.dumps(asdict(found), indent=1) + "\n")
+    print(f"{len(found.imported)} imported, {len(found.reached)} reached with stand-ins, {len(found.failed)} not")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
