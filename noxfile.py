@@ -376,6 +376,30 @@ def downstream_run(session: nox.Session, run: dict[str, Any], label: str) -> Non
     session.run("python", "-m", "tests.downstream", run["package"], label, *session.posargs)
 
 
+AUDITED: Final = nox.project.load_toml("ci_matrix/audit.toml")
+
+
+def add_audit_sessions() -> None:
+    """Add a session for each torch release, with a Python that the packages of ci_matrix/audit.toml need."""
+    for label, row in ROWS.items():
+        description = f"Compare what audit says about packages with importing them, on torch {row.torch}."
+        python = max(row.python, AUDITED["python"], key=Version)
+        name = f"audit-downstream-{label}"
+        add_session(name, audit_downstream_row, row, description=description, python=python, tags=["audit-downstream"])
+
+
+def audit_downstream_row(session: nox.Session, row: Row) -> None:
+    """Put each version of each package into a folder of its own, and compare; with `-- record`, record the results."""
+    install(session, "track", row.torch, *AUDITED["with"])
+    session.install("--no-deps", *AUDITED["without"])
+    folder = (session.cache_dir / "audit-downstream").resolve()
+    wanted = [f"{package['name']}=={package['version']}" for package in AUDITED["packages"]]
+    for requirement in dict.fromkeys([*wanted, *(each for one in AUDITED["packages"] for each in one.get("beside", []))]):
+        if not (folder / requirement).is_dir():
+            session.install("--no-deps", "--target", str(folder / requirement), requirement)
+    session.run("python", "-m", "tests.audit_proof", str(folder), *session.posargs)
+
+
 def plain(session: nox.Session, row: Row) -> None:
     """Show what the calls of torch {torch} do themselves, Python {python}; its failures are what we mend."""
     install(session, "tests", row.torch)
@@ -390,6 +414,7 @@ add_sessions("bench", BENCH_ROWS, bench_row, tags=["bench"])
 add_sessions("examples", EXAMPLE_ROWS, examples_row, tags=["examples"])
 add_drop_in_sessions()
 add_downstream_sessions()
+add_audit_sessions()
 
 
 @nox.session(venv_backend="none")
@@ -411,6 +436,13 @@ def downstream(session: nox.Session) -> None:
     """Give other packages meshes of plain torch's and of ours, on each torch of ci_matrix/downstream.toml."""
     for name in DOWNSTREAM:
         session.notify(name, posargs=session.posargs)
+
+
+@nox.session(name="audit-downstream", venv_backend="none")
+def audit_downstream(session: nox.Session) -> None:
+    """Compare what audit says about the packages of ci_matrix/audit.toml with importing them, on every torch release."""
+    for label in ROWS:
+        session.notify(f"audit-downstream-{label}", posargs=session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -32,6 +32,7 @@ from automodel_mesh.tracking.uses import public_callers
 CHECKOUT = Path(__file__).parents[1]
 sys.path.insert(0, str(CHECKOUT))
 from tests import results  # noqa: E402 - found in the checkout, and is not installed
+from tests.audit_proof import table as audit_proof  # noqa: E402
 from tests.downstream import table as downstream  # noqa: E402
 
 if TYPE_CHECKING:
@@ -277,6 +278,10 @@ class FromData(SphinxDirective):
         "cuda": cuda_table,
         "expected-failures": failure_table,
         "behaviours": behaviour_table,
+        "audit-accuracy": audit_proof.accuracy,
+        "audit-breaking": audit_proof.breaking,
+        "audit-dates": audit_proof.dates,
+        "audit-wrong": audit_proof.wrong,
         "backport": backport_table,
         "backport-obstacles": backport_obstacles,
         "downstream": downstream_table,
@@ -297,6 +302,7 @@ class FromData(SphinxDirective):
             CHECKOUT / "compat/eras/newest.py",
             *results.FOLDER.glob("*.json"),
             downstream.PATH,
+            audit_proof.PATH,
         ):
             self.env.note_dependency(str(file))
         return self.parse_text_to_nodes(

@@ -38,8 +38,7 @@ def compare(truth: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> 
     for each in truth["broken"]:
         broken.setdefault((each["file"], each["line"]), []).append(each)
     stops = {file: each["line"] for file, each in truth["failed"].items() if each["file"] == file}
-    whole = {*truth["imported"], *truth["reached"]}
-    counted = whole | {file for file, _ in broken}
+    counted = {*truth["imported"], *truth.get("reached", ())} | {file for file, _ in broken}
     said: dict[Line, list[Mapping[str, Any]]] = {}
     for finding in findings:
         if truth["torch"] in finding["breaks"] and finding["file"] in counted:

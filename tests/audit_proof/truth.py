@@ -53,7 +53,8 @@ class Failure:
         end: the line where it ends.
         in_function: whether that line is in a function.
         name: what torch lacks, as a dotted path, or the module that is not installed.
-        at: the line itself, of a statement of several lines.
+        source: the path of the file where the error was raised, which may be another package's.
+        at: the line in it.
     """
 
     cause: str
@@ -63,6 +64,7 @@ class Failure:
     end: int = 0
     in_function: bool = False
     name: str = ""
+    source: str = ""
     at: int = 0
 
 
@@ -73,8 +75,7 @@ class Truth:
     Attributes:
         torch: the release.
         python: the version of Python.
-        imported: the files whose modules can be imported as they are.
-        reached: the files that were run to their end with the help of stand-ins.
+        imported: the files that were run to their end, with stand-ins for what torch lacks.
         broken: what torch lacks, by file and line.
         failed: why the others could not be run to their end, by file.
     """
@@ -82,7 +83,6 @@ class Truth:
     torch: str
     python: str
     imported: list[str] = field(default_factory=list[str])
-    reached: list[str] = field(default_factory=list[str])
     broken: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     failed: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
@@ -150,21 +150,22 @@ def explain(error: BaseException, folder: Path) -> Failure:
         return Failure("other", summary)
     _, path, line, frame = below[last]
     found = statement(path, line)
-    name = torch_name(error)
+    name = torch_name(error) or (isinstance(error, ModuleNotFoundError) and error.name) or ""
+    of_torch = TORCH.match(name)
     deeper = [where for _, where, *_ in below[last + 1 :] if "-packages/" in where]
     if not all("-packages/torch/" in where for where in deeper):
         cause = "third-party"
     elif isinstance(found, ast.Raise):
         cause = "refuses"
-    elif isinstance(error, ModuleNotFoundError) and not name:
-        cause, name = "missing", error.name or ""
-    elif name or (isinstance(error, TypeError) and (deeper or uses_torch(path, line, frame.f_globals))):
+    elif isinstance(error, ModuleNotFoundError) and not of_torch:
+        cause = "missing"
+    elif of_torch or (isinstance(error, TypeError) and (deeper or uses_torch(path, line, frame.f_globals))):
         cause = "torch"
     else:
         cause = "other"
     in_function = bool(frame.f_code.co_flags & 0x2)  # CO_NEWLOCALS: not a module's or a class's body
     where = str(Path(path).relative_to(folder))
-    return Failure(cause, summary, where, *lines(path, line), in_function, name, line)
+    return Failure(cause, summary, where, *lines(path, line), in_function, name, below[-1][1], below[-1][2])
 
 
 def lines(path: str, line: int) -> tuple[int, int]:
@@ -182,7 +183,7 @@ class Importer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.stand_ins: StandIns | None = None
+        self.stand_ins = StandIns()
         self.loaded: set[str] = set()
 
     def attempt(self, module: str) -> Failure | None:
@@ -196,8 +197,7 @@ class Importer:
             os._exit(0)
         os.close(write)
         answer = self._wait(child, read)
-        if self.stand_ins is not None:
-            self.stand_ins.given |= {tuple(each) for each in answer.get("given", [])}
+        self.stand_ins.given |= {tuple(each) for each in answer.get("given", [])}
         if "failure" in answer:
             return Failure(**answer["failure"])
         self.loaded.update(answer["loaded"])
@@ -214,8 +214,7 @@ class Importer:
             except BaseException as error:  # noqa: BLE001 - whatever a package does
                 answer["failure"] = asdict(explain(error, self.folder))
         answer["loaded"] = [name for name, each in sys.modules.items() if self._holds(each)]
-        if self.stand_ins is not None:
-            answer["given"] = sorted(self.stand_ins.given)
+        answer["given"] = sorted(self.stand_ins.given)
         return answer
 
     def _wait(self, child: int, read: int) -> dict[str, Any]:
@@ -265,35 +264,30 @@ def parent_failure(module: str, failures: dict[str, Failure]) -> Failure | None:
 
 
 def find(folder: Path, parts: Iterable[str]) -> Truth:
-    """Import all modules of a folder, first as they are, then those that failed with stand-ins."""
+    """Import all modules of a folder; one that fails, again with a stand-in for what it lacks."""
     import torch  # noqa: PLC0415 - what the modules have in common, imported once before the forks
 
     truth = Truth(torch.__version__.partition("+")[0], platform.python_version())
     importer = Importer(folder)
     files = modules(folder, parts)
-    failures: dict[str, Failure] = {}
-    for module in files.values():
-        if module not in importer.loaded and (failure := parent_failure(module, failures) or importer.attempt(module)):
-            failures[module] = failure
-    truth.imported = [file for file, module in files.items() if module in importer.loaded]
-    stand_ins = importer.stand_ins = StandIns()
     broken: dict[tuple[str, int, str], Failure] = {}
-    failures = {}
+    failures: dict[str, Failure] = {}
     for file, module in files.items():
         while module not in importer.loaded and (
             failure := parent_failure(module, failures) or importer.attempt(module)
         ):
             if failure.cause == "torch":
                 broken[failure.file, failure.line, failure.name] = failure
-            if not failure.name or not stand_ins.add((str(folder / failure.file), failure.at), failure.name):
+            if not failure.name or not importer.stand_ins.add((failure.source, failure.at), failure.name):
                 failures[module] = failure
                 truth.failed[file] = asdict(failure)
                 break
-    for path, at, name in stand_ins.given:
-        first, end = lines(path, at)
-        where = str(Path(path).relative_to(folder))
-        broken.setdefault((where, first, name), Failure("torch", "", where, first, end, False, name, at))
-    truth.reached = sorted(set(files) - set(truth.imported) - set(truth.failed))
+    for path, at, name in importer.stand_ins.given:
+        if path.startswith(f"{folder}/"):
+            first, end = lines(path, at)
+            where = str(Path(path).relative_to(folder))
+            broken.setdefault((where, first, name), Failure("torch", "", where, first, end, False, name, path, at))
+    truth.imported = sorted(set(files) - set(truth.failed))
     truth.broken = [asdict(broken[key]) for key in sorted(broken)]
     return truth
 
@@ -304,7 +298,7 @@ def main(folder: str, result: str, *parts: str) -> None:
     sys.argv = ["audit"]
     found = find(Path(folder).resolve(), parts)
     Path(result).write_text(json.dumps(asdict(found), indent=1) + "\n")
-    print(f"{len(found.imported)} imported, {len(found.reached)} reached with stand-ins, {len(found.failed)} not")  # noqa: T201
+    print(f"{len(found.imported)} files run, {len(found.failed)} not")  # noqa: T201
 
 
 if __name__ == "__main__":
