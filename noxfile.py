@@ -394,7 +394,9 @@ def audit_downstream_row(session: nox.Session, row: Row) -> None:
     session.install("--no-deps", *AUDITED["without"])
     folder = (session.cache_dir / "audit-downstream").resolve()
     wanted = [f"{package['name']}=={package['version']}" for package in AUDITED["packages"]]
-    for requirement in dict.fromkeys([*wanted, *(each for one in AUDITED["packages"] for each in one.get("beside", []))]):
+    for requirement in dict.fromkeys(
+        [*wanted, *(each for one in AUDITED["packages"] for each in one.get("beside", []))]
+    ):
         if not (folder / requirement).is_dir():
             session.install("--no-deps", "--target", str(folder / requirement), requirement)
     session.run("python", "-m", "tests.audit_proof", str(folder), *session.posargs)
@@ -574,6 +576,25 @@ def track(session: nox.Session) -> None:
         session.log("the nightly is not looked at: AUTOMODEL_MESH_NIGHTLY_INDEX names no index that has it")
     changed = [name for name, what in targets.items() if track_one(session, [*command, *what], reports / f"{name}.md")]
     (reports / "changed").write_text("".join(f"{name}\n" for name in changed))
+
+
+@nox.session(name="torch-names", python=TOOLS_PYTHON)
+def torch_names(session: nox.Session) -> None:
+    """Record the names of torch that `automodel-mesh audit` looks up, of all releases, or of those after --.
+
+    With `-- --forget 2.6.0`, remove those of releases whose support has ended.
+    """
+    session.install("packaging", *tools("griffe", extra="record"))
+    command = ("python", "-m", "automodel_mesh.audit.recording")
+    if "--forget" in session.posargs:
+        session.run(*command, *session.posargs)
+        return
+    for release in session.posargs or [row.torch for row in ROWS.values()]:
+        folder = Path(session.create_tmp()).resolve() / "torch"
+        shutil.rmtree(folder, ignore_errors=True)
+        session.install("--no-deps", "--target", str(folder), f"torch=={release}")
+        session.run(*command, str(folder))
+        shutil.rmtree(folder)
 
 
 def track_one(session: nox.Session, command: list[str], report: Path) -> bool:

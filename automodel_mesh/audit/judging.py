@@ -13,6 +13,7 @@ from automodel_mesh.audit.lookup import Release, refused, release_of
 from automodel_mesh.audit.mesh_calls import behaviours_of
 from automodel_mesh.audit.package import Package
 from automodel_mesh.audit.reading import Reader
+from automodel_mesh.audit.remedies import ours
 from automodel_mesh.audit.spans import spans
 from automodel_mesh.audit.torch_names import CLASS, recorded_releases
 from automodel_mesh.audit.values import ANY_ERROR, Use
@@ -101,7 +102,7 @@ class _Judge:
         defined = sorted({one.path.replace(":", ".") for one in found.values() if one.state == "there"})
         elsewhere = (one for one in defined if all(release.find(one).state == "there" for release in self._releases))
         message = f"{name} is not in torch {self._spans(list(outcomes))}"
-        yield self._finding(use, "missing-name", name, outcomes, message, instead=next(elsewhere, ""))
+        yield self._finding(use, "missing-name", name, outcomes, message, instead=ours(name) or next(elsewhere, ""))
 
     def _is_set_elsewhere(self, use: Use, name: str) -> bool:
         """Tell whether what no release has may be set by the program, by another package, or by C++ code."""
@@ -129,7 +130,8 @@ class _Judge:
             what = f"so many arguments ({positional})" if argument == "*" else f"no argument `{argument}`"
             verb = "does not take" if argument == "*" else "takes"
             message = f"{use.path} {verb} {what} in torch {self._spans(where)}"
-            yield self._finding(use, "missing-argument", f"{use.path}({argument})", outcomes, message)
+            name = f"{use.path}({argument})"
+            yield self._finding(use, "missing-argument", name, outcomes, message, instead=ours(use.path))
 
     # --- guards
 

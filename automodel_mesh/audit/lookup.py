@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Final, Literal, TypeAlias
 
 from automodel_mesh.audit.torch_names import CLASS, OPEN, REFERS, RETURNS, STUB, TYPED, TorchNames, load_names
@@ -105,9 +107,7 @@ class Release:
                 return self._absent(scope, ".".join(["torch", *parts[: place + 1]]))
             elif entry == f"{REFERS}{scope}.{part}":  # a package that imports its own module
                 scope = f"{scope}.{part}"
-            elif entry.startswith(REFERS):
-                return self._referred(entry[1:], rest)
-            elif entry.startswith(TYPED) and rest:
+            elif entry.startswith(REFERS) or (entry.startswith(TYPED) and rest):
                 return self._referred(entry[1:], rest)
             elif entry.startswith(CLASS):
                 scope = f"{scope}{'.' if ':' in scope else ':'}{part}"
@@ -141,18 +141,17 @@ class Release:
             copied = _COPIED if scope == "torch" and not name.startswith("__") else ()
             found = (self._member(stub, name) for stub in copied)
             return next((one for one in found if one is not None), "" if name in _OF_EVERY_MODULE else None)
-        for base in self._bases(names):
-            if base is not None and (entry := self._member(base, name)) is not None:
+        for base in self._base_classes(names):
+            if (entry := self._member(base, name)) is not None:
                 return entry
         return "" if hasattr(object, name) and name not in {"__init__", "__new__"} else None
 
-    def _bases(self, names: Mapping[str, str]) -> Iterator[str | None]:
-        """Yield the scopes of base classes; `None` for those that are not known."""
-        for base in filter(None, names[""].removeprefix(CLASS).split(",")):
-            if base == "object":
-                continue
+    def _base_classes(self, names: Mapping[str, str]) -> Iterator[str]:
+        """Yield the scopes of the base classes that are torch's."""
+        for base in _bases(names):
             found = self.find(base) if base.startswith("torch.") else UNKNOWN
-            yield found.path if found.entry.startswith(CLASS) else None
+            if found.entry.startswith(CLASS):
+                yield found.path
 
     def _may_have(self, scope: str, name: str) -> bool:
         """Tell whether a scope may have a name that its sources do not show."""
@@ -164,7 +163,29 @@ class Release:
         in_stub = STUB in (self._names.scope(scope.partition(":")[0], self.name) or {"": ""})[""]
         if in_stub or "__getattr__" in names or "__getattribute__" in names:  # stubs leave members out
             return True
-        return any(base is None or self._may_have(base, name) for base in self._bases(names))
+        known = list(self._base_classes(names))
+        others = [base for base in _bases(names) if not base.startswith("torch.")]
+        unknown = len(known) + len(others) < len(_bases(names))
+        return (
+            unknown
+            or any(_python_has(base, name) for base in others)
+            or any(self._may_have(base, name) for base in known)
+        )
+
+
+def _bases(names: Mapping[str, str]) -> list[str]:
+    """Return the dotted paths of the base classes of a class; `?` for those that are not known."""
+    return [base for base in names[""].removeprefix(CLASS).split(",") if base]
+
+
+@cache
+def _python_has(path: str, name: str) -> bool:
+    """Tell whether a class that is not torch's may have a member; only of those of Python itself it is known."""
+    module, _, last = path.rpartition(".")
+    if module.partition(".")[0] not in {"", *sys.stdlib_module_names} or path == "?":
+        return True
+    owner = getattr(import_module(module or "builtins"), last, None)
+    return owner is None or hasattr(owner, name)
 
 
 @cache

@@ -1,18 +1,26 @@
 """Reads what a torch has under its names: modules, classes, functions with their parameters, and what they refer to.
 
 griffe reads the sources and stubs, without importing them; what it found is written as the entries of `torch_names.py`.
+For the data file, in a checkout:
+
+    python -m automodel_mesh.audit.recording FOLDER-OR-WHEEL...
+    python -m automodel_mesh.audit.recording --forget RELEASE...
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zipfile import ZipFile
 
+from packaging.version import Version
+
+from automodel_mesh.audit.errors import AuditError
 from automodel_mesh.audit.torch_names import (
     CLASS,
     MODULE,
@@ -22,7 +30,10 @@ from automodel_mesh.audit.torch_names import (
     STUB,
     TYPED,
     Scopes,
+    load_names,
+    save_names,
 )
+from automodel_mesh.exit_status import PASSED, UNUSABLE
 from automodel_mesh.tracking.sources import ARCHIVE_ERRORS, PARSER_ERRORS, SourcesError, read_path
 
 if TYPE_CHECKING:
@@ -183,3 +194,30 @@ def _path(expression: Any) -> str:
 
 def _of_torch(path: str) -> bool:
     return path == "torch" or path.startswith("torch.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Record the names of torches in the data file, and forget releases, in a checkout of this library.
+
+    Args:
+        arguments: wheels and folders with a torch, and `--forget` before a release whose support has ended.
+    """
+    names = load_names()
+    try:
+        if arguments[:1] == ["--forget"]:
+            for release in arguments[1:]:
+                names = names.forget(release)
+        else:
+            for what in arguments:
+                version, scopes = read_names(Path(what))
+                names = names.add(Version(version).base_version, scopes)
+        path = save_names(names)
+    except (SourcesError, AuditError) as error:
+        sys.stderr.write(f"{error}\n")
+        return UNUSABLE
+    sys.stderr.write(f"{path} has {', '.join(names.releases)}\n")
+    return PASSED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

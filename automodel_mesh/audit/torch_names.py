@@ -27,7 +27,24 @@ from importlib import resources
 from pathlib import Path
 from typing import Final, TypeAlias
 
-__all__ = ["CLASS", "MODULE", "OPEN", "REFERS", "RETURNS", "STUB", "TYPED", "Scopes", "TorchNames", "load_names"]
+from packaging.version import Version
+
+from automodel_mesh.audit.errors import AuditError
+
+__all__ = [
+    "CLASS",
+    "MODULE",
+    "OPEN",
+    "REFERS",
+    "RETURNS",
+    "STUB",
+    "TYPED",
+    "Scopes",
+    "TorchNames",
+    "load_names",
+    "recorded_releases",
+    "save_names",
+]
 
 SCHEMA: Final = 1
 FILE: Final = "torch_names.txt.gz"
@@ -71,8 +88,6 @@ class TorchNames:
     def add(self, release: str, scopes: Scopes) -> TorchNames:
         """Return the names with those of a release, which replace what was known of it."""
         known = {one: self._all(one) for one in self.releases if one != release} | {release: scopes}
-        from packaging.version import Version  # noqa: PLC0415 - not needed for lookups
-
         return _combine({one: known[one] for one in sorted(known, key=Version)})
 
     def forget(self, release: str) -> TorchNames:
@@ -110,6 +125,19 @@ class TorchNames:
 def load_names() -> TorchNames:
     """Read the data file of this package."""
     return parse_names(gzip.decompress((resources.files("automodel_mesh.audit") / FILE).read_bytes()).decode())
+
+
+def save_names(names: TorchNames) -> Path:
+    """Write the data file in the checkout, and return its path.
+
+    Raises:
+        AuditError: the package does not run from a checkout.
+    """
+    path = Path(str(resources.files("automodel_mesh.audit") / FILE)).resolve()
+    if not (path.parents[2] / "pyproject.toml").is_file():
+        raise AuditError(f"{path.parent} is not in a checkout of automodel-mesh: record releases in one")
+    names.save(path)
+    return path
 
 
 def parse_names(text: str) -> TorchNames:

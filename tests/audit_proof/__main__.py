@@ -28,7 +28,12 @@ from tests.audit_proof.compare import as_row, compare
 from tests.results import FOLDER
 
 CHECKOUT: Final = Path(__file__).parents[2]
-OFFLINE: Final = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
+OFFLINE: Final = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+}
 SECONDS: Final = 3600  # for all modules of a package; each has a limit of its own
 
 
@@ -63,7 +68,9 @@ def main(place: str, *options: str) -> int:
         name = table.requirement(package)
         truth = find_truth(Path(place).resolve(), package)
         comparison = compare(truth, find_findings(Path(place).resolve() / name))
-        sys.stdout.write(f"{name}: files {comparison.files}, lines {comparison.lines}, not reached {comparison.excluded}\n")
+        sys.stdout.write(
+            f"{name}: files {comparison.files}, lines {comparison.lines}, not reached {comparison.excluded}\n"
+        )
         for each in comparison.wrong:
             entry = table.known(name, release, each)
             unknown += entry is None

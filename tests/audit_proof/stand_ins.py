@@ -109,7 +109,9 @@ class StandIns:
 
         module.__dict__["__getattr__"] = look_up
 
-    def _import_for(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+    def _import_for(
+        self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
+    ) -> Any:
         """Import as Python does, but for a missing module where a line may have stand-ins."""
         try:
             return self._import(name, globals, locals, fromlist, level)

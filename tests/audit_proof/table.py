@@ -48,7 +48,9 @@ def known(package: str, release: str, wrong: Mapping[str, Any]) -> dict[str, Any
 
 def read(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """Return what the sessions recorded, oldest torch first."""
-    files: list[dict[str, Any]] = [json.loads(path.read_text("utf-8")) for path in folder.glob("audit-downstream-*.json")]
+    files: list[dict[str, Any]] = [
+        json.loads(path.read_text("utf-8")) for path in folder.glob("audit-downstream-*.json")
+    ]
     return sorted(files, key=lambda each: Version(each["torch"]))
 
 

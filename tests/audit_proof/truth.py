@@ -126,7 +126,7 @@ def torch_name(error: BaseException) -> str:
         return f"{error.name}.{wanted[1]}" if wanted else str(error.name)
     if isinstance(error, AttributeError) and error.obj is not None:
         owner = error.obj if hasattr(error.obj, "__name__") else type(error.obj)
-        path = getattr(owner, "__module__", "") and f"{owner.__module__}.{owner.__qualname__}" or owner.__name__
+        path = (getattr(owner, "__module__", "") and f"{owner.__module__}.{owner.__qualname__}") or owner.__name__
         return f"{path}.{error.name}" if TORCH.match(path) else ""
     return ""
 
@@ -136,7 +136,9 @@ def uses_torch(path: str, line: int, scope: dict[str, Any]) -> bool:
     found = statement(path, line)
     names = {node.id for node in ast.walk(found) if isinstance(node, ast.Name)} if found else set[str]()
     values = [scope[name] for name in names if name in scope]
-    return any(TORCH.match(getattr(value, "__module__", None) or getattr(value, "__name__", "") or "") for value in values)
+    return any(
+        TORCH.match(getattr(value, "__module__", None) or getattr(value, "__name__", "") or "") for value in values
+    )
 
 
 def explain(error: BaseException, folder: Path) -> Failure:

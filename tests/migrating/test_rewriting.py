@@ -59,7 +59,7 @@ def test_other_code_is_not_mentioned(name: str) -> None:
     newline=st.sampled_from(["\n", "\r\n"]),
     cut=st.booleans(),
 )
-def test_a_second_time_changes_nothing(parts: list[str], newline: str, cut: bool) -> None:  # noqa: FBT001
+def test_a_second_time_changes_nothing(parts: list[str], newline: str, cut: bool) -> None:
     """Any of the cases, and any of them after each other: the result is code, and stays as it is."""
     code = "\n".join(part.replace("from __future__ import annotations\n", "") for part in parts).replace("\n", newline)
     once = rewrite(code[: -len(newline)] if cut else code)
