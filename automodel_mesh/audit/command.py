@@ -177,7 +177,8 @@ def _without_harmless(found: Audit) -> Audit:
 def _write_baseline(found: Audit, path: Path) -> int:
     baseline = Baseline.of(found.findings)
     baseline.write(path)
-    _tell(f"{sum(baseline.counts.values())} findings written to {path}")
+    number = sum(baseline.counts.values())
+    _tell(f"{number} finding{'s' * (number != 1)} written to {path}")
     _tell_notes(found)
     for one in found.unread:
         _tell(f"{one.file} is not in it, as it cannot be read: {one.why}")

@@ -67,6 +67,14 @@ def test_the_first_line_of_a_statement_is_for_all_of_its_lines() -> None:
     assert [one.line for one in left] == [1, 2, 3, 5, 7, 8]
 
 
+def test_a_line_of_its_own_is_not_for_the_next_statement() -> None:
+    """A comment above a statement leaves nothing out of it, and is noted."""
+    found = finding(line=2)
+    ignored = apply_ignores("# audit: ignore[BlockMask] why\nBlockMask\n", [found], FILE)
+    assert ignored.findings == (found,)
+    assert [note.line for note in ignored.notes] == [1]
+
+
 BLOCKS = """\
 def load(  # audit: ignore[BlockMask] why
     mask=BlockMask,
