@@ -70,7 +70,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 def test_the_help_of_each_command_has_examples_and_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` of each command, and of the whole, shows examples that can be parsed, and names the exit statuses."""
     names = commands(capsys)
-    assert {"audit", "doctor", "plan", "releases", "run", "track"} == set(names)
+    assert {"audit", "doctor", "migrate", "plan", "releases", "run", "track"} == set(names)
     for command in ([], *([name] for name in names)):
         text = help_of(capsys, *command)
         (examples,) = re.findall(r"^examples:\n((?:  .*\n)+)", text, re.MULTILINE)
