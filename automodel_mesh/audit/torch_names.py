@@ -85,6 +85,11 @@ class TorchNames:
             self._scopes[path] = self._parse(self._blocks.get(path, ""))
         return self._scopes[path].get(release)
 
+    def all_names(self, path: str) -> frozenset[str]:
+        """Return the names that a module or class has in any release."""
+        found = (self.scope(path, release) or {} for release in self.releases)
+        return frozenset(name for names in found for name in names if name)
+
     def add(self, release: str, scopes: Scopes) -> TorchNames:
         """Return the names with those of a release, which replace what was known of it."""
         known = {one: self._all(one) for one in self.releases if one != release} | {release: scopes}
