@@ -238,8 +238,13 @@ def program(behaviour: Behaviour) -> Callable[[], str]:
 
 
 def result_of(call: Callable[[], str]) -> str:
-    """Make a call and return its result in a few words: the value, the error that torch raises, whether it warns."""
+    """Make a call on torch as it is without this library, once in a process, and return its result in a few words."""
     plain.restore_torch()
+    return observed(call)
+
+
+def observed(call: Callable[[], str]) -> str:
+    """Make a call and return the value, or the error that torch raises or that it is absent, and whether it warns."""
     with fake_world(8, rank=5), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         # Only Python 3.13.0 has this one, from torch.compile.

@@ -13,7 +13,7 @@ from automodel_mesh.audit.behaviours import BEHAVIOURS, Behaviour
 from automodel_mesh.testing import run_ranks
 from tests.audit.programs import CASES, ROOT_AXES
 from tests.compat import plain
-from tests.plain_torch import build, program, result_of
+from tests.plain_torch import build, observed, program, result_of
 
 RELEASE = str(compat.TORCH_VERSION)
 NAMED = {behaviour.program: behaviour for behaviour in BEHAVIOURS}
@@ -49,10 +49,14 @@ def test_what_a_rule_finds_is_affected(name: str, affected: tuple[str, ...]) -> 
     """The expressions that a rule finds raise or warn on the installed release as it is recorded."""
 
     def effect(text: str) -> str:
+        plain.forget_meshes()
         made = variables()
         eval(text, made)  # noqa: S307 - it is our own
         return "works" if made["chosen"] else "empties your dictionary"
 
-    for text in affected:
-        (found,) = run_ranks(result_of, 1, partial(effect, text), backend=None)
-        assert found == in_a_word(NAMED[name].result(RELEASE)), text
+    def effects() -> dict[str, str]:
+        plain.restore_torch()
+        return {text: observed(partial(effect, text)) for text in affected}
+
+    (found,) = run_ranks(effects, 1, backend=None)
+    assert found == dict.fromkeys(affected, in_a_word(NAMED[name].result(RELEASE)))
