@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import libcst as cst
 import libcst.matchers as m
@@ -14,8 +14,6 @@ from automodel_mesh.migrating.equivalents import equivalents
 
 if TYPE_CHECKING:
     from automodel_mesh.migrating.meshes import Meshes
-
-Guard: TypeAlias = cst.If | cst.IfExp | cst.Try | cst.With
 
 _ABOUT_VERSIONS: Final = re.compile(
     r"torch\w*[._]*version|version\w*\W*torch|torch_(at_least|greater|less)|is_torch_", re.IGNORECASE
@@ -72,26 +70,26 @@ def why_left(guard: cst.CSTNode, inside: str) -> str:
     return f"an error of `{inside}` is expected here, and that of its equivalent may be of another class"
 
 
-def only_branch(guard: Guard) -> Sequence[cst.BaseStatement] | cst.BaseExpression | None:
+def only_branch(guard: cst.CSTNode) -> Sequence[cst.CSTNode]:
     """Return the code of a guard whose branches do the same, as they do once they have been rewritten.
 
     Args:
         guard: a guard; its condition has no effect.
 
     Returns:
-        The statements, or the expression of a conditional one; `None` if the branches differ.
+        The statements, or the one expression; nothing if the branches differ.
     """
     if isinstance(guard, cst.IfExp):
-        return guard.body if _meaning(code_of(guard.body)) == _meaning(code_of(guard.orelse)) else None
+        return [guard.body] if _meaning(code_of(guard.body)) == _meaning(code_of(guard.orelse)) else []
     other: cst.BaseSuite | None = None
     if isinstance(guard, cst.If) and isinstance(guard.orelse, cst.Else):
         other = guard.orelse.body
     elif isinstance(guard, cst.Try) and len(guard.handlers) == 1 and guard.orelse is None and guard.finalbody is None:
         other = guard.handlers[0].body if guard.handlers[0].name is None else None
-    if isinstance(guard, cst.With) or not isinstance(guard.body, cst.IndentedBlock):
-        return None
+    if not isinstance(guard, (cst.If, cst.Try)) or not isinstance(guard.body, cst.IndentedBlock):
+        return []
     same = isinstance(other, cst.IndentedBlock) and same_code(guard.body.body, other.body)
-    return [below(guard, guard.body.body[0]), *guard.body.body[1:]] if same else None
+    return [below(guard, guard.body.body[0]), *guard.body.body[1:]] if same else []
 
 
 def leaves_at_its_end(statements: Sequence[cst.BaseStatement]) -> bool:
@@ -102,7 +100,7 @@ def leaves_at_its_end(statements: Sequence[cst.BaseStatement]) -> bool:
 
 def same_code(one: Sequence[cst.BaseStatement], other: Sequence[cst.BaseStatement]) -> bool:
     """Return whether two blocks are the same, but for comments, spaces, and imports that they do not use."""
-    return _meaning(cst.Module(without_unused(one)).code) == _meaning(cst.Module(without_unused(other)).code)
+    return _meaning(_block(without_unused(one))) == _meaning(_block(without_unused(other)))
 
 
 def below(above: cst.CSTNode, statement: cst.BaseStatement) -> cst.BaseStatement:
@@ -116,11 +114,15 @@ def without_unused(statements: Sequence[cst.BaseStatement]) -> list[cst.BaseStat
     """Return the statements of a block without the imports from torch that it does not use."""
     lines = m.SimpleStatementLine(body=[m.ImportFrom(module=m.Attribute() | m.Name("torch"))])
     imported = [one for one in statements if m.matches(one, lines) and code_of(one).split()[1].startswith("torch")]
-    code = cst.Module([one for one in statements if one not in imported]).code
+    code = _block([one for one in statements if one not in imported])
     used = [
         one for one in imported if any(name in code for name in re.findall(r"\w+", code_of(one).split("import")[1]))
     ]
     return [one for one in statements if one in used or one not in imported]
+
+
+def _block(statements: Sequence[cst.BaseStatement]) -> str:
+    return "".join(map(code_of, statements))
 
 
 def _meaning(code: str) -> str:

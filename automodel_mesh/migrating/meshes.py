@@ -256,8 +256,8 @@ class _Bindings(cst.CSTVisitor):
             for target in node.targets:
                 self._assign(target.target, node.value)
         elif isinstance(node, (cst.AnnAssign, cst.NamedExpr)):
-            of_value = isinstance(node, cst.NamedExpr)
-            self._bind(node.target, _Value(node.value) if of_value else _Value(None, node.annotation.annotation))
+            annotation = node.annotation.annotation if isinstance(node, cst.AnnAssign) else None
+            self._bind(node.target, _Value(node.value, annotation))
         elif isinstance(node, cst.Name):
             self._own(node)
         elif isinstance(node, cst.Attribute) and self._contexts.get(node) is ExpressionContext.STORE:

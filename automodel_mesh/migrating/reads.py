@@ -89,7 +89,8 @@ def is_read(node: cst.CSTNode, parents: Parents, contexts: Mapping[cst.CSTNode, 
         return isinstance(parent.operator, (cst.In, cst.NotIn))
     if isinstance(parent, (cst.For, cst.CompFor)):
         return parent.iter is node
-    return isinstance(parent, cst.Arg) and m.matches(above, m.Call(func=m.OneOf(*map(m.Name, sorted(_READERS)))))
+    readers = m.OneOf(*map(m.Name, sorted(_READERS)))
+    return isinstance(parent, cst.Arg) and isinstance(above, cst.Call) and m.matches(above.func, readers)
 
 
 def root_of_flattened(node: cst.CSTNode, meshes: Meshes | None) -> Any:

@@ -33,10 +33,10 @@ def test_by_default_and_with_diff_nothing_is_written(folder: Path, capsys: pytes
     """The changes and what is left are listed, and the status is 1; with `--diff` what is left goes to stderr."""
     (folder / "left.py").write_text(LEFT)
     assert main(["migrate", str(folder)]) == 1
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"{folder}/code.py:5: mesh._flatten('dp') -> flatten(mesh, 'dp')"
-    assert out[1].startswith(f"{folder}/left.py:3: left: x._flatten('dp'): whether it is a mesh")
-    assert out[2] == "1 change in 1 file, 1 left"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{folder}/code.py:5: mesh._flatten('dp') -> flatten(mesh, 'dp')"
+    assert lines[1].startswith(f"{folder}/left.py:3: left: x._flatten('dp'): whether it is a mesh")
+    assert lines[2] == "1 change in 1 file, 1 left"
     assert main(["migrate", str(folder), "--diff"]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("--- a/")
