@@ -24,9 +24,8 @@ def rewritten_import(updated: cst.SimpleStatementLine, modules: Mapping[str, str
         NotSureError: it should be changed, but no equivalent is sure.
     """
     lines = [small for small in updated.body if isinstance(small, (cst.ImportFrom, cst.Import))]
-    changed = [
-        new for line in lines if (new := _import_line(updated, line, modules, keeps_torchs=keeps_torchs)) is not None
-    ]
+    found = [_import_line(updated, line, modules, keeps_torchs=keeps_torchs) for line in lines]
+    changed = [new for new in found if new is not None]
     if changed and len(updated.body) > 1:
         raise NotSureError("several statements are on the line")
     return changed[0] if changed else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import libcst as cst
-from libcst.metadata import BuiltinAssignment, ExpressionContext, ExpressionContextProvider, ScopeProvider
+from libcst.metadata import BuiltinAssignment, ExpressionContextProvider, ScopeProvider
 
+from automodel_mesh.migrating.bindings import Bindings, Value
 from automodel_mesh.migrating.equivalents import CLASS_NAME, CLASSES, COMPAT, MODULES, equivalents
 
 if TYPE_CHECKING:
@@ -21,15 +21,6 @@ Kind: TypeAlias = Literal["root", "mesh", "none", "other"]
 _OPTIONAL: Final = frozenset({"typing.Optional", "typing.Union", "typing.Final", "typing.ClassVar", "typing.Annotated"})
 _RETURNS_ROOT: Final = frozenset({f"{COMPAT}.init_device_mesh", f"{COMPAT}.get_root_mesh"})
 _RETURNS_MESH: Final = frozenset(f"{COMPAT}.{name}" for name in ("concatenate", "flatten", "slice_mesh", "unflatten"))
-_PROPERTIES: Final = ("property", "cached_property")
-
-
-class _Value:
-    """What a name or an attribute is bound to at one place: a value, or whatever its annotation says."""
-
-    def __init__(self, value: cst.BaseExpression | None = None, annotation: cst.BaseExpression | None = None) -> None:
-        self.value = value
-        self.annotation = annotation
 
 
 class Meshes:
@@ -54,8 +45,8 @@ class Meshes:
         return self._wrapper.resolve(ScopeProvider)
 
     @cached_property
-    def _found(self) -> _Bindings:
-        found = _Bindings(self._wrapper.resolve(ExpressionContextProvider))
+    def _found(self) -> Bindings:
+        found = Bindings(self._wrapper.resolve(ExpressionContextProvider))
         self._wrapper.module.visit(found)
         return found
 
@@ -96,7 +87,9 @@ class Meshes:
     def defines_method(self, name: str) -> bool:
         """Return whether any class of the module has a method or an attribute of this name."""
         found = self._found
-        return any(name in names for names in (*found.methods.values(), *found.attributes.values()))
+        return any(name in one for one in found.methods.values()) or any(
+            name in one for one in found.attributes.values()
+        )
 
     def _kind(self, node: cst.BaseExpression) -> Kind:
         if isinstance(node, cst.Name):
@@ -190,7 +183,7 @@ class Meshes:
             return f"{COMPAT}.{table.flattened}" in self.paths(node.func)
         return False
 
-    def _of_value(self, binding: _Value) -> Kind:
+    def _of_value(self, binding: Value) -> Kind:
         if binding.annotation is not None:
             return self._of_annotation(binding.annotation)
         return "other" if binding.value is None else self.kind(binding.value)
@@ -229,113 +222,3 @@ def _joined(kinds: Iterable[Kind]) -> Kind:
     if not found or "other" in found:
         return "other"
     return "mesh" if "mesh" in found else "root" if "root" in found else "none"
-
-
-class _Bindings(cst.CSTVisitor):
-    """Collects what names and attributes of `self` are bound to, and the methods of classes."""
-
-    def __init__(self, contexts: Mapping[cst.CSTNode, Any]) -> None:
-        super().__init__()
-        self.names: dict[cst.CSTNode | None, _Value] = {}
-        self.attributes: dict[cst.ClassDef, dict[str, list[_Value]]] = defaultdict(lambda: defaultdict(list))
-        self.methods: dict[cst.ClassDef, dict[str, cst.FunctionDef]] = defaultdict(dict)
-        self.selves: dict[cst.CSTNode, cst.ClassDef] = {}
-        self._contexts = contexts
-        self._stored: dict[cst.CSTNode, _Value] = {}
-        self._stack: list[tuple[cst.ClassDef | None, str]] = [(None, "")]
-        self._classes: list[cst.ClassDef | None] = [None]
-
-    def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, (cst.ClassDef, cst.FunctionDef, cst.Lambda)):
-            self._enter(node)
-        elif isinstance(node, cst.Param):
-            many = node.star in {"*", "**"}
-            annotation = None if node.annotation is None or many else node.annotation.annotation
-            self._bind(node, _Value(annotation=annotation))
-        elif isinstance(node, cst.Assign):
-            for target in node.targets:
-                self._assign(target.target, node.value)
-        elif isinstance(node, (cst.AnnAssign, cst.NamedExpr)):
-            annotation = node.annotation.annotation if isinstance(node, cst.AnnAssign) else None
-            self._bind(node.target, _Value(node.value, annotation))
-        elif isinstance(node, cst.Name):
-            self._own(node)
-        elif isinstance(node, cst.Attribute) and self._contexts.get(node) is ExpressionContext.STORE:
-            self._store(node)
-        return True
-
-    def on_leave(self, original_node: cst.CSTNode) -> None:
-        if isinstance(original_node, cst.ClassDef):
-            self._classes.pop()
-        elif isinstance(original_node, (cst.FunctionDef, cst.Lambda)):
-            self._stack.pop()
-            if isinstance(original_node, cst.FunctionDef):
-                self._classes.pop()
-
-    def _enter(self, node: cst.ClassDef | cst.FunctionDef | cst.Lambda) -> None:
-        if isinstance(node, cst.ClassDef):
-            self._classes.append(node)
-        elif isinstance(node, cst.FunctionDef):
-            self._enter_function(node)
-        else:
-            self._stack.append(self._inner(node.params))
-
-    def _enter_function(self, node: cst.FunctionDef) -> None:
-        owner = self._classes[-1]
-        self._classes.append(None)
-        if owner is None:
-            self._stack.append(self._inner(node.params))
-            return
-        decorators = {_last_name(decorator.decorator) for decorator in node.decorators}
-        if decorators.intersection(_PROPERTIES):
-            annotation = node.returns.annotation if node.returns else None
-            self.attributes[owner][node.name.value].append(_Value(annotation=annotation))
-        else:
-            self.methods[owner][node.name.value] = node
-        first = [*node.params.posonly_params, *node.params.params][:1]
-        is_method = first and not decorators.intersection({"staticmethod", "classmethod"})
-        self._stack.append((owner, first[0].name.value) if is_method else (None, ""))
-
-    def _inner(self, params: cst.Parameters) -> tuple[cst.ClassDef | None, str]:
-        """Return the `self` of a function in a method: that of the method, unless a parameter has its name."""
-        owner, name = self._stack[-1]
-        taken = any(
-            param.name.value == name for param in (*params.posonly_params, *params.params, *params.kwonly_params)
-        )
-        return (None, "") if taken else (owner, name)
-
-    def _assign(self, target: cst.BaseExpression, value: cst.BaseExpression) -> None:
-        pairs = (cst.Tuple, cst.List)
-        if not isinstance(target, pairs):
-            self._bind(target, _Value(value))
-        elif isinstance(value, pairs) and len(value.elements) == len(target.elements):
-            starred = any(isinstance(one, cst.StarredElement) for one in (*target.elements, *value.elements))
-            for inner, one in () if starred else zip(target.elements, value.elements, strict=True):
-                self._assign(inner.value, one.value)
-
-    def _bind(self, target: cst.CSTNode, value: _Value) -> None:
-        if isinstance(target, cst.Attribute):
-            self._stored[target] = value
-            return
-        self.names[target] = value
-        if isinstance(target, cst.Name) and (owner := self._classes[-1]) is not None:
-            self.attributes[owner][target.value].append(value)
-
-    def _own(self, node: cst.Name) -> None:
-        owner, name = self._stack[-1]
-        if owner is not None and node.value == name:
-            self.selves[node] = owner
-
-    def _store(self, node: cst.Attribute) -> None:
-        """Note what is stored in an attribute of `self`; nothing is known of `for self.x in …`."""
-        owner, name = self._stack[-1]
-        if owner is not None and isinstance(node.value, cst.Name) and node.value.value == name:
-            self.attributes[owner][node.attr.value].append(self._stored.get(node, _Value()))
-
-
-def _last_name(node: cst.BaseExpression) -> str:
-    if isinstance(node, cst.Call):
-        return _last_name(node.func)
-    if isinstance(node, cst.Attribute):
-        return node.attr.value
-    return node.value if isinstance(node, cst.Name) else ""

@@ -26,10 +26,12 @@ REWRITTEN: Final[dict[str, tuple[str, str]]] = {
     ),
     "unflatten over several lines": (
         module(
-            "def f(m: DeviceMesh):\n    return m._unflatten(\n        0,\n        (2, 2),  # sizes\n        ('a', 'b'),\n    )\n"
+            "def f(m: DeviceMesh):\n    return m._unflatten(\n        0,\n        (2, 2),  # sizes\n"
+            "        ('a', 'b'),\n    )\n"
         ),
         module(
-            "def f(m: DeviceMesh):\n    return unflatten(\n        m,\n        0,\n        (2, 2),  # sizes\n        ('a', 'b'),\n    )\n",
+            "def f(m: DeviceMesh):\n    return unflatten(\n        m,\n        0,\n"
+            "        (2, 2),  # sizes\n        ('a', 'b'),\n    )\n",
             ours="unflatten",
         ),
     ),
@@ -41,7 +43,8 @@ REWRITTEN: Final[dict[str, tuple[str, str]]] = {
         "import torch\nfrom torch.distributed import init_device_mesh\n\n"
         "mesh = init_device_mesh('cpu', (2, 2), mesh_dim_names=('a', 'b'))\n"
         "print(mesh['a', 'b']['a'], mesh[('a',)], mesh.get_group('a'), mesh.get_coordinate())\n",
-        "import torch\nfrom automodel_mesh.compat import (\n    get_coordinate,\n    get_group,\n    init_device_mesh,\n    slice_mesh,\n)\n\n"
+        "import torch\nfrom automodel_mesh.compat import (\n    get_coordinate,\n    get_group,\n"
+        "    init_device_mesh,\n    slice_mesh,\n)\n\n"
         "mesh = init_device_mesh('cpu', (2, 2), mesh_dim_names=('a', 'b'))\n"
         "print(slice_mesh(slice_mesh(mesh, ('a', 'b')), 'a'), slice_mesh(mesh, ('a',)), get_group(mesh, 'a'), "
         "get_coordinate(mesh))\n",
@@ -57,10 +60,12 @@ REWRITTEN: Final[dict[str, tuple[str, str]]] = {
     ),
     "the mapping of a root": (
         module(
-            "def f(mesh):\n    root = mesh._get_root_mesh()\n    return 'a' in root._flatten_mapping and root._flatten_mapping['a']\n"
+            "def f(mesh):\n    root = mesh._get_root_mesh()\n"
+            "    return 'a' in root._flatten_mapping and root._flatten_mapping['a']\n"
         ),
         module(
-            "def f(mesh):\n    root = get_root_mesh(mesh)\n    return 'a' in flattened_meshes(root) and flattened_meshes(root)['a']\n",
+            "def f(mesh):\n    root = get_root_mesh(mesh)\n"
+            "    return 'a' in flattened_meshes(root) and flattened_meshes(root)['a']\n",
             ours="flattened_meshes, get_root_mesh",
         ),
     ),
@@ -99,9 +104,11 @@ REWRITTEN: Final[dict[str, tuple[str, str]]] = {
         ),
     ),
     "torch imported in functions only": (
-        "def f(mesh):\n    from torch.distributed.device_mesh import init_device_mesh\n    root = init_device_mesh('cpu', (8,))\n"
+        "def f(mesh):\n    from torch.distributed.device_mesh import init_device_mesh\n"
+        "    root = init_device_mesh('cpu', (8,))\n"
         "    return root._flatten('x')\n",
-        "def f(mesh):\n    from automodel_mesh.compat import flatten, init_device_mesh\n    root = init_device_mesh('cpu', (8,))\n"
+        "def f(mesh):\n    from automodel_mesh.compat import flatten, init_device_mesh\n"
+        "    root = init_device_mesh('cpu', (8,))\n"
         "    return flatten(root, 'x')\n",
     ),
     "an attribute of torch.distributed": (
@@ -132,7 +139,8 @@ REWRITTEN: Final[dict[str, tuple[str, str]]] = {
         "import torch\nfrom torch.distributed.device_mesh import _mesh_resources\n\ndef f(mesh):\n"
         '    if hasattr(mesh, "_get_root_mesh"):\n        return mesh._get_root_mesh()\n'
         "    return _mesh_resources.get_root_mesh(mesh)\n",
-        "import torch\nfrom automodel_mesh.compat import get_root_mesh\n\ndef f(mesh):\n    return get_root_mesh(mesh)\n",
+        "import torch\nfrom automodel_mesh.compat import get_root_mesh\n\ndef f(mesh):\n"
+        "    return get_root_mesh(mesh)\n",
     ),
     "a guarded import, and an expression and a try with equal branches": (
         "import torch\ntry:\n    from torch.distributed.device_mesh import _mesh_resources\nexcept ImportError:\n"
@@ -184,12 +192,14 @@ LEFT: Final[dict[str, tuple[str, str]]] = {
     ),
     "a method that is not called": (module("def f(mesh: DeviceMesh):\n    return mesh._flatten\n"), "not known here"),
     "other calls of the registry": (
-        "from torch.distributed.device_mesh import _mesh_resources\n\nprint(_mesh_resources.mesh_stack, _mesh_resources.get_current_mesh())\n",
+        "from torch.distributed.device_mesh import _mesh_resources\n\n"
+        "print(_mesh_resources.mesh_stack, _mesh_resources.get_current_mesh())\n",
         "no equivalent",
     ),
     "branches for old and new releases": (
         module(
-            "def f(m: DeviceMesh):\n    if hasattr(m, '_unflatten'):\n        return m._unflatten(0, (2,), ('a',))\n    return None\n"
+            "def f(m: DeviceMesh):\n    if hasattr(m, '_unflatten'):\n"
+            "        return m._unflatten(0, (2,), ('a',))\n    return None\n"
         ),
         "keep one",
     ),
@@ -199,7 +209,8 @@ LEFT: Final[dict[str, tuple[str, str]]] = {
     ),
     "an error that leads elsewhere": (
         module(
-            "def f(m: DeviceMesh):\n    try:\n        return m._flatten('a')\n    except RuntimeError:\n        return None\n"
+            "def f(m: DeviceMesh):\n    try:\n        return m._flatten('a')\n"
+            "    except RuntimeError:\n        return None\n"
         ),
         "keep one way",
     ),
@@ -208,7 +219,8 @@ LEFT: Final[dict[str, tuple[str, str]]] = {
         "another class",
     ),
     "a guarded import of a function": (
-        "try:\n    from torch.distributed.device_mesh import init_device_mesh\nexcept ImportError:\n    init_device_mesh = None\n",
+        "try:\n    from torch.distributed.device_mesh import init_device_mesh\nexcept ImportError:\n"
+        "    init_device_mesh = None\n",
         "keep one way",
     ),
     "a comment between the parts": (

@@ -15,7 +15,10 @@ from automodel_mesh.migrating.report import SCHEMA
 
 pytestmark = pytest.mark.release_independent
 
-BEFORE = "from torch.distributed.device_mesh import DeviceMesh\n\n\ndef f(mesh: DeviceMesh):\n    return mesh._flatten('dp')\n"
+BEFORE = (
+    "from torch.distributed.device_mesh import DeviceMesh\n\n\ndef f(mesh: DeviceMesh):\n"
+    "    return mesh._flatten('dp')\n"
+)
 AFTER = BEFORE.replace("import DeviceMesh\n", "import DeviceMesh\nfrom automodel_mesh.compat import flatten\n").replace(
     "mesh._flatten(", "flatten(mesh, "
 )
@@ -103,7 +106,7 @@ def test_encodings_stay(folder: Path) -> None:
 
 
 def test_some_files_are_left_out(folder: Path) -> None:
-    """Links, hidden files and folders, environments, notebooks and packages of others stay; a link that is named does not."""
+    """Links, hidden files, environments, notebooks and packages of others stay; a link that is named does not."""
     skipped = [".hidden/a.py", "venv/lib/a.py", "node_modules/a.py", "__pycache__/a.py", ".a.py", "a.ipynb", "a.txt"]
     for name in skipped:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

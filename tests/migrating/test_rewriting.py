@@ -112,7 +112,7 @@ def accepts(function: object, arguments: Function, first: int) -> bool:
 
 
 def test_the_table_has_our_signatures_and_those_of_this_torch() -> None:
-    """The parameters in the table of equivalents are those that our functions have, and torch's where it has the call."""
+    """The parameters in the table of equivalents are those of our functions, and of torch's where it has the call."""
     table = equivalents()
     for name, function in table.mesh_methods.items():
         assert accepts(getattr(compat, function.function), function, 1), name
