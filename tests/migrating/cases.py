@@ -204,7 +204,7 @@ LEFT: Final[dict[str, tuple[str, str]]] = {
         "keep one",
     ),
     "a branch of a version": (
-        module("import torch\ndef f(m: DeviceMesh):\n    return m['a'] if torch.__version__ > '2.9' else None\n"),
+        module("import torch\ndef f(m: DeviceMesh):\n    return m['a'] if torch_version > (2, 9) else None\n"),
         "keep one",
     ),
     "an error that leads elsewhere": (
