@@ -31,13 +31,14 @@ from tests.audit_proof.stand_ins import StandIns
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-SECONDS: Final = 120
+SECONDS: Final = 600
 """The time limit of an import."""
 
 TORCH: Final = re.compile(r"torch(\.|$)")
 """The modules of torch, and not torchvision or torchao."""
 
-IS_OURS_TO_FIND: Final = (ImportError, AttributeError, TypeError)
+DEVICE: Final = re.compile("nvidia|cuda|gpu|driver", re.IGNORECASE)
+"""What errors are about that another machine would not have."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,9 @@ def explain(error: BaseException, folder: Path) -> Failure:
         cause = "refuses"
     elif isinstance(error, ModuleNotFoundError) and not of_torch:
         cause = "missing"
-    elif of_torch or (isinstance(error, TypeError) and (deeper or uses_torch(path, line, frame.f_globals))):
+    elif of_torch or (deeper and not DEVICE.search(str(error))):
+        cause = "torch"
+    elif isinstance(error, TypeError) and uses_torch(path, line, frame.f_globals):
         cause = "torch"
     else:
         cause = "other"
