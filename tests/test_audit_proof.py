@@ -104,7 +104,12 @@ def test_findings_are_compared_with_the_truth(truth: dict[str, Any]) -> None:
 
 def test_names_are_looked_up_as_python_does() -> None:
     """A module is imported, and what only an instance may have is not decided."""
-    names = {"torch.nn.Linear": True, "torch.nn.no_such": False, "torch.no_such.below": False, "torch.Tensor.no_such": None}
+    names = {
+        "torch.nn.Linear": True,
+        "torch.nn.no_such": False,
+        "torch.no_such.below": False,
+        "torch.Tensor.no_such": None,
+    }
     assert look_up(list(names)) == names
 
 

@@ -88,6 +88,7 @@ FITS = {
     "accelerate 1.15.0, FSDP2": "from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard\n",
 }
 
+
 @pytest.mark.parametrize(("source", "name", "releases"), HISTORY.values(), ids=HISTORY)
 def test_a_name_that_did_not_exist_yet_is_found(
     tmp_path: Path, source: str, name: str, releases: tuple[str, ...]
