@@ -101,12 +101,11 @@ class Release:
             return UNKNOWN
         for place, part in enumerate(parts):
             entry, rest = self._member(scope, part), parts[place + 1 :]
-            if entry is None and self._is_module(f"{scope}.{part}"):
+            # A package may import its own module, which then refers to itself.
+            if entry in {None, f"{REFERS}{scope}.{part}"} and self._is_module(f"{scope}.{part}"):
                 scope = f"{scope}.{part}"
             elif entry is None:
                 return self._absent(scope, ".".join(["torch", *parts[: place + 1]]))
-            elif entry == f"{REFERS}{scope}.{part}":  # a package that imports its own module
-                scope = f"{scope}.{part}"
             elif entry.startswith(REFERS) or (entry.startswith(TYPED) and rest):
                 return self._referred(entry[1:], rest)
             elif entry.startswith(CLASS):

@@ -162,9 +162,11 @@ def explain(error: BaseException, folder: Path) -> Failure:
         cause = "refuses"
     elif isinstance(error, ModuleNotFoundError) and not of_torch:
         cause = "missing"
-    elif of_torch or (deeper and not DEVICE.search(str(error))):
-        cause = "torch"
-    elif isinstance(error, TypeError) and uses_torch(path, line, frame.f_globals):
+    elif (
+        of_torch
+        or (deeper and not DEVICE.search(str(error)))
+        or (isinstance(error, TypeError) and uses_torch(path, line, frame.f_globals))
+    ):
         cause = "torch"
     else:
         cause = "other"
