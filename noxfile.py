@@ -220,10 +220,24 @@ def add_sessions(
 
 
 # The cheapest checks first: nox runs sessions in the order of this file.
+def audit_our_code(session: nox.Session) -> None:
+    """Audit the package and the examples, each module of an era on the releases of that era, without torch."""
+    eras = sorted(Path("automodel_mesh/compat/eras").glob("since_*.py"))
+    code = [*Path("automodel_mesh").rglob("*.py"), *Path("automodel_mesh/compat").rglob("*.py")]
+    code += Path("docs/examples").rglob("*.py")
+    first = [module.stem.removeprefix("since_").replace("_", ".").replace(".0", ".") for module in eras]
+    bounds = [f">={since},<{end}" for since, end in zip(first, first[1:], strict=False)] + [f">={first[-1]}"]
+    for module, releases in zip(eras, bounds, strict=True):
+        files = sorted({str(path) for path in code if path not in eras or path == module})
+        command = ("python", "-m", "automodel_mesh", "audit", "--releases", releases, "--fail-on", "cannot-tell")
+        session.run(*command, *files, log=False)
+
+
 @nox.session(python=TOOLS_PYTHON)
 def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff, and what GitHub and pre-commit read with zizmor and its schemas."""
-    session.install(*tools("check-jsonschema", "pre-commit", "ruff", "zizmor"))
+    """Check style and formatting with ruff, what GitHub and pre-commit read, and with our audit which torch we need."""
+    session.install("packaging", *tools("check-jsonschema", "pre-commit", "ruff", "zizmor"))
+    audit_our_code(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("zizmor", "--offline", "--quiet", ".github", "action.yml")

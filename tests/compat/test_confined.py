@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
 
+from automodel_mesh.audit.package import Package
 from automodel_mesh.tracking.ledger import Entry, load_ledger
-from automodel_mesh.tracking.uses import Use, compat_sources, uses_in
+from automodel_mesh.tracking.uses import OURS, Use, compat_sources, uses_in
 
 CHECKOUT = Path(__file__).parents[2]
 WRITES_ABOUT_THE_LEDGER = ("automodel_mesh/audit/", "tests/audit/", "tests/tracking/", "tests/compat/test_confined.py")
@@ -132,6 +134,21 @@ def test_every_entry_of_the_ledger_lists_the_functions_that_use_it() -> None:
 
 
 @pytest.mark.release_independent
+def test_the_ledger_has_what_an_audit_reads() -> None:
+    """The reader of `automodel-mesh audit`, which follows types too, finds no private name that the ledger lacks."""
+    known = {part for entry in entries() for part in re.split(r"\W", f"{entry.name} {entry.through}")}
+    read = {
+        part
+        for _, reader in Package([CHECKOUT / "automodel_mesh" / "compat"]).readers()
+        for use in reader.uses
+        for part in use.path.split(".")
+        if part.startswith("_") and not part.startswith(("__", OURS))
+    }
+    assert len(read) > 20
+    assert read - known == set()
+
+
+@pytest.mark.release_independent
 def test_versions_are_compared_in_one_place() -> None:
     """Only files that show the version of the installed torch read it, and only `support.py` parses it."""
     readers = {path.rpartition("/")[2] for path, text in sources().items() if "torch.__version__" in text}
@@ -142,8 +159,10 @@ def test_versions_are_compared_in_one_place() -> None:
         "test_gate.py",
         "test_confined.py",
         "test_cli.py",
-        "reading.py",  # of audit: they look for such code
+        "reading.py",  # of audit, which looks for such code
         "test_guards.py",
+        "test_torch_names.py",  # asks which release is recorded
+        "truth.py",
     }
     assert readers <= allowed
     inside = [path.name for path in sorted((CHECKOUT / "compat").rglob("*.py")) if "Version(" in path.read_text()]
