@@ -456,7 +456,7 @@ def downstream(session: nox.Session) -> None:
 
 @nox.session(name="audit-downstream", venv_backend="none")
 def audit_downstream(session: nox.Session) -> None:
-    """Compare what audit says about the packages of ci_matrix/audit.toml with importing them, on every torch release."""
+    """Compare what audit says about the packages of ci_matrix/audit.toml with imports, on every torch release."""
     for label in ROWS:
         session.notify(f"audit-downstream-{label}", posargs=session.posargs)
 

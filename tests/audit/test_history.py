@@ -1,4 +1,4 @@
-"""Programs that use names of torch as accelerate, torchtitan and NeMo AutoModel did break on the releases without these names.
+"""Names of torch that torchtitan and NeMo AutoModel import are found to be missing on the releases without them.
 
 Each is as it stands in the version that is named. Which releases have the names was asked of these releases themselves.
 """

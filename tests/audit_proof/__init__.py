@@ -1,1 +1,1 @@
-"""What `nox -s audit-downstream` runs: compares what `automodel-mesh audit` says about real packages with real imports."""
+"""What `nox -s audit-downstream` runs: compares what `automodel-mesh audit` says about packages with their imports."""

@@ -1,6 +1,6 @@
 """Imports the packages of ci_matrix/audit.toml on the installed torch, audits them, and compares the two.
 
-python -m tests.audit_proof FOLDER           exits with 1 if the audit is wrong where ci_matrix/audit.toml does not say so
+python -m tests.audit_proof FOLDER           exits with 1 if the audit is wrong and audit.toml does not say so
 python -m tests.audit_proof FOLDER record    also records the results in ci_matrix/results/, if it is not
 
 FOLDER has a folder for each version of a package, named as accelerate==1.15.0.

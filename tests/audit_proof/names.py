@@ -2,8 +2,8 @@
 
 python -m tests.audit_proof.names < NAMES.json > FOUND.json    a list of names, and an object of true, false or null
 
-A name is looked up as Python does: the longest prefix that can be imported, then attributes. What crashes is null, and so is
-what is not there but below a class or another object, since instances may have it.
+A name is looked up as Python does: the longest prefix that can be imported, then attributes. What crashes is null, and
+so is what is not there but below a class or another object, since instances may have it.
 """
 
 from __future__ import annotations

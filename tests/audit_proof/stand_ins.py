@@ -1,5 +1,6 @@
-"""Gives a module something to import where torch lacks a name or a package is not installed, so that what comes after that line is reached too.
+"""Gives a module something to import where torch lacks a name or a package is not installed.
 
+What comes after that line is then reached too.
 Only the lines that failed get it: `hasattr` and `try` in other lines find torch as it is.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import inspect
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -98,7 +100,7 @@ class StandIns:
                 with suppress(AttributeError):
                     return own(name)
             full = f"{module.__name__}.{name}"
-            line = self._line(sys._getframe(1))
+            line = self._line(inspect.currentframe())
             if line is None or name.startswith("__"):
                 raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}", name=name, obj=module)
             with suppress(ImportError):
@@ -109,24 +111,30 @@ class StandIns:
 
         module.__dict__["__getattr__"] = look_up
 
-    def _import_for(
-        self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
-    ) -> Any:
+    def _import_for(self, name: str, *rest: Any, **given: Any) -> Any:
         """Import as Python does, but for a missing module where a line may have stand-ins."""
         try:
-            return self._import(name, globals, locals, fromlist, level)
+            return self._import(name, *rest, **given)
         except ModuleNotFoundError as error:
-            line = self._line(sys._getframe(1))
+            line = self._line(inspect.currentframe())
+            fromlist, level = self._asked_for(*rest, **given)
             if line is None or level or not f"{name}.".startswith(f"{error.name}."):
                 raise
             if name.startswith("torch."):
-                self.given |= {(*line, f"{name}.{each}") for each in fromlist or ()} or {(*line, name)}
+                self.given |= {(*line, f"{name}.{each}") for each in fromlist} or {(*line, name)}
             top = name.partition(".")[0]
             return StandIn(name) if fromlist else sys.modules.get(top) or StandIn(top)
 
+    @staticmethod
+    def _asked_for(
+        _globals: Any = None, _locals: Any = None, fromlist: Any = (), level: int = 0, **_: Any
+    ) -> tuple[tuple[str, ...], int]:
+        """Return the names after `from ... import`, and the number of dots before the module."""
+        return tuple(fromlist or ()), level
+
     def _line(self, frame: FrameType | None) -> Line | None:
         """Return the line that runs in a frame, without those of the import system, if it may have stand-ins."""
-        while frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        while frame is not None and frame.f_code.co_filename.startswith(("<frozen importlib", __file__)):
             frame = frame.f_back
         line = None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
         return line if line in self.lines else None

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.audit_proof.stand_ins import StandIns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable
 
 SECONDS: Final = 600
 """The time limit of an import."""
@@ -46,8 +46,8 @@ class Failure:
     """Why a module could not be imported.
 
     Attributes:
-        cause: `torch`; `missing`: another package is not installed; `third-party`: another package fails; `refuses`: the
-            package itself raises an error; `other`.
+        cause: `torch`; `missing`: another package is not installed; `third-party`: another package fails; `refuses`:
+            the package itself raises an error; `other`.
         error: the exception, in a line.
         file: where, the innermost line in the package: the path below the folder.
         line: the line where the statement starts.
@@ -126,8 +126,8 @@ def torch_name(error: BaseException) -> str:
         wanted = re.search(r"cannot import name '(\w+)'", str(error))
         return f"{error.name}.{wanted[1]}" if wanted else str(error.name)
     if isinstance(error, AttributeError) and error.obj is not None:
-        owner = error.obj if hasattr(error.obj, "__name__") else type(error.obj)
-        path = (getattr(owner, "__module__", "") and f"{owner.__module__}.{owner.__qualname__}") or owner.__name__
+        owner: Any = error.obj if hasattr(error.obj, "__name__") else type(error.obj)
+        path = f"{owner.__module__}.{owner.__qualname__}" if hasattr(owner, "__module__") else owner.__name__
         return f"{path}.{error.name}" if TORCH.match(path) else ""
     return ""
 
@@ -247,11 +247,11 @@ class Importer:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None, None, None]:
     """Drop what is printed, from C too."""
     sys.stdout.flush()
     kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     try:
