@@ -13,7 +13,7 @@ from automodel_mesh.nemo.replacement import REPLACED_MODULES, REPLACED_MODULES_0
 PACKAGE: Final = next(iter(REPLACED_MODULES)).rpartition(".")[0]
 """The package of NeMo AutoModel whose modules are replaced; `automodel_mesh` itself replaces it."""
 
-_OURS: Final = "automodel_mesh"
+OURS: Final = "automodel_mesh"
 _OLDER_ONLY: Final = REPLACED_MODULES_0_4.keys() - REPLACED_MODULES.keys()
 _WHY_NOT: Final = "is not here: docs/how-to/replacing-nemo-automodel.md says what to use"
 
@@ -25,7 +25,7 @@ def modules_for(imported: Collection[str]) -> Mapping[str, str]:
         imported: all modules that the file imports from; one that only version 0.4 has makes it code for that version.
     """
     table = REPLACED_MODULES if _OLDER_ONLY.isdisjoint(imported) else REPLACED_MODULES_0_4
-    return {PACKAGE: _OURS, **table}
+    return {PACKAGE: OURS, **table}
 
 
 def replacement(module: str, names: Collection[str], modules: Mapping[str, str]) -> tuple[str, str]:
@@ -43,7 +43,7 @@ def replacement(module: str, names: Collection[str], modules: Mapping[str, str])
     if module not in modules:
         return "", ""
     ours = modules[module]
-    known = public_names() if ours == _OURS else names_of(ours)
+    known = public_names() if ours == OURS else names_of(ours)
     submodules = [name for name in names if f"{module}.{name}" in modules]
     missing = [name for name in names if name not in known]
     if submodules:
@@ -62,15 +62,15 @@ def names_of(module: str) -> frozenset[str]:
 @cache
 def public_names() -> frozenset[str]:
     """Return the names that `automodel_mesh` offers."""
-    for statement in _tree(_OURS).body:
+    for statement in _tree(OURS).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
             return frozenset(ast.literal_eval(statement.value))
-    raise LookupError(f"{_OURS} has no __all__")
+    raise LookupError(f"{OURS} has no __all__")
 
 
 def _tree(module: str) -> ast.Module:
     *packages, name = module.split(".")[1:] or [""]
-    folder = resources.files(_OURS).joinpath(*packages)
+    folder = resources.files(OURS).joinpath(*packages)
     file = folder / name / "__init__.py" if (folder / name).is_dir() else folder / f"{name}.py"
     return ast.parse(file.read_text("utf-8"))
 
@@ -82,7 +82,7 @@ def _names(body: list[ast.stmt]) -> Iterator[str]:
         elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             yield from (target.id for target in targets if isinstance(target, ast.Name))
-        elif isinstance(statement, ast.ImportFrom) and statement.module and statement.module.startswith(f"{_OURS}."):
+        elif isinstance(statement, ast.ImportFrom) and statement.module and statement.module.startswith(f"{OURS}."):
             for alias in statement.names:
                 yield from _exported(statement.module) if alias.name == "*" else (alias.asname or alias.name,)
 

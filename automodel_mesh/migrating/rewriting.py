@@ -65,5 +65,5 @@ def rewrite(source: str) -> Rewriting:
 @cache
 def _telling() -> re.Pattern[str]:
     """Return what finds the code that there may be something to do in."""
-    words = {*equivalents().private, *equivalents().sources, CLASS_NAME, nemo_lines.PACKAGE}
+    words = {*equivalents().private, *equivalents().sources, CLASS_NAME, nemo_lines.PACKAGE, nemo_lines.OURS}
     return re.compile(rf"\b({'|'.join(map(re.escape, sorted(words)))})\b")
