@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -226,7 +227,7 @@ def audit_our_code(session: nox.Session) -> None:
     code = [*Path("automodel_mesh").rglob("*.py"), *Path("automodel_mesh/compat").rglob("*.py")]
     code += Path("docs/examples").rglob("*.py")
     first = [module.stem.removeprefix("since_").replace("_", ".").replace(".0", ".") for module in eras]
-    bounds = [f">={since},<{end}" for since, end in zip(first, first[1:], strict=False)] + [f">={first[-1]}"]
+    bounds = [f">={since},<{end}" for since, end in pairwise(first)] + [f">={first[-1]}"]
     for module, releases in zip(eras, bounds, strict=True):
         files = sorted({str(path) for path in code if path not in eras or path == module})
         command = ("python", "-m", "automodel_mesh", "audit", "--releases", releases, "--fail-on", "cannot-tell")

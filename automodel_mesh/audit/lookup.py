@@ -158,7 +158,7 @@ class Release:
         if names is None:
             return False
         if ":" not in scope:
-            return OPEN in names[""] and scope != "torch"
+            return STUB in names[""] or (OPEN in names[""] and scope != "torch")
         in_stub = STUB in (self._names.scope(scope.partition(":")[0], self.name) or {"": ""})[""]
         if in_stub or "__getattr__" in names or "__getattribute__" in names:  # stubs leave members out
             return True

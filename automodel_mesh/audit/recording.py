@@ -34,6 +34,7 @@ from automodel_mesh.audit.torch_names import (
     save_names,
 )
 from automodel_mesh.exit_status import PASSED, UNUSABLE
+from automodel_mesh.tracking.definitions import line_range
 from automodel_mesh.tracking.sources import ARCHIVE_ERRORS, PARSER_ERRORS, SourcesError, read_path
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def without_type_checking(text: str) -> str:
     for node in ast.walk(tree):
         match node:
             case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
-                first, last = node.body[0].lineno, node.body[-1].end_lineno or 0
+                first, last = line_range(node.body[0])[0], line_range(node.body[-1])[1]
                 if first > node.lineno:
                     lines[first - 1 : last] = [" " * node.body[0].col_offset + "pass", *[""] * (last - first)]
             case _:

@@ -159,7 +159,7 @@ class _Module:
         return name if default is None else f"{name}={' '.join(self._text(default, whole_lines=False).split())}"
 
     def _text(self, node: ast.AST, *, whole_lines: bool = True) -> str:
-        first, last = _line_range(node)
+        first, last = line_range(node)
         lines = self._lines[first - 1 : last]
         if not whole_lines and isinstance(node, ast.expr):
             # Columns count bytes of UTF-8.
@@ -173,7 +173,8 @@ class _Module:
 _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def _line_range(node: ast.AST) -> tuple[int, int]:
+def line_range(node: ast.AST) -> tuple[int, int]:
+    """Return the first and the last line of a statement or expression, with its decorators."""
     decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     first: int = min([node.lineno, *(one.lineno for one in decorators)])  # type: ignore[attr-defined]
     return first, node.end_lineno  # type: ignore[attr-defined]
@@ -190,7 +191,7 @@ def _significant_lines(source: str, tree: ast.AST) -> list[str]:
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and isinstance(first, ast.Expr) and _is_text(first.value):
-            start, end = _line_range(first)
+            start, end = line_range(first)
             lines[start - 1 : end] = [""] * (end - start + 1)
     return lines
 

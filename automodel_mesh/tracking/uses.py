@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 How: TypeAlias = Literal["import", "name", "attribute", "keyword", "string"]
 
 NOT_OF_TORCH: Final = frozenset({"_asdict", "_exit", "_fields", "_field_defaults", "_getframe", "_make", "_replace"})
-"""Names with an underscore that Python's own documentation offers: those of named tuples, `os._exit`, `sys._getframe`."""
+"""Names with an underscore that Python's own documentation offers, such as those of named tuples, and `os._exit`."""
 
 OURS: Final = "_automodel_mesh"
 """The prefix of the attributes that this library sets on torch's objects."""
