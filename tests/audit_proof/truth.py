@@ -37,7 +37,7 @@ SECONDS: Final = 600
 TORCH: Final = re.compile(r"torch(\.|$)")
 """The modules of torch, and not torchvision or torchao."""
 
-DEVICE: Final = re.compile("nvidia|cuda|gpu|driver", re.IGNORECASE)
+DEVICE: Final = re.compile("NVIDIA driver|CUDA driver|CUDA error|No CUDA GPUs|not compiled with CUDA")
 """What errors are about that another machine would not have."""
 
 
