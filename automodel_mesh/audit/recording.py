@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import griffe
 
 _CHANGES_ITSELF: Final = re.compile(
-    r"\bglobals\(\)|\bsys\.modules\[__name__\]|\bsys\.modules\[[^\]]+\] ="
+    r"\bglobals\(\)(\[[^\]]+\] =|\.update|\.setdefault)|= globals\(\)|\bsetattr\(\s*sys\.modules|\bsys\.modules\[[^\]]+\] ="
     r"|^def __getattr__\b|^from (?!torch|\.)\S+ import \*",
     re.MULTILINE,
 )
