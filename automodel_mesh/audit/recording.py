@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     import griffe
 
 _CHANGES_ITSELF: Final = re.compile(
-    r"\bglobals\(\)(\[[^\]]+\] =|\.update|\.setdefault)|= globals\(\)|\bsetattr\(\s*sys\.modules|\bsys\.modules\[[^\]]+\] ="
+    r"\bglobals\(\)(\[[^\]]+\] =|\.update|\.setdefault)|= globals\(\)"
+    r"|\bsetattr\(\s*sys\.modules|\bsys\.modules\[[^\]]+\] ="
     r"|^def __getattr__\b|^from (?!torch|\.)\S+ import \*",
     re.MULTILINE,
 )
