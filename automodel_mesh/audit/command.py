@@ -20,7 +20,7 @@ document:
         guarded      the releases that do not have it, but where the code does not get here, or handles the error
         when         "import" if it runs when the file is imported, "call" if it runs when a function is called
         message      what is missing or different where, in a sentence
-        guard        what protects it on the guarded releases; empty if nothing does
+        guard        what protects it on the guarded releases; if there are none, the check that nothing can be told of
         instead      what to use on all releases; empty if nothing is known
     unread           one object for each file that could not be read: its `file`, and `why`
     notes            one object for each comment that ignores nothing: its `file` and `line`, a `text` that says why,

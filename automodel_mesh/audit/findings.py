@@ -30,7 +30,8 @@ class Finding:
         guarded: the releases that do not have it, but where the code does not get here, or handles the error.
         when: `import` if this runs when the file is imported, `call` if it runs when a function is called.
         message: what is missing or different where, in a sentence.
-        guard: what protects it on the guarded releases, such as `except ImportError, line 12`; empty if nothing does.
+        guard: what protects it on the guarded releases, such as `except ImportError, line 12`; if there are none, the
+            check that nothing can be told of; empty if there is neither.
         instead: what to use on all releases; empty if nothing is known.
     """
 

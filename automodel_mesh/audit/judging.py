@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -47,7 +47,7 @@ def audit(paths: Sequence[Path], releases: Sequence[str]) -> Audit:
     for file, reader in package.readers():
         if reader.uses:
             using.append(file)
-        left = apply_ignores(package.sources[file], list(_Judge(file, lookups).findings(reader)), file)
+        left = apply_ignores(package.sources[file], _Judge(file, lookups, package.own_names).findings(reader), file)
         findings += left.findings
         notes += left.notes
     others = len(package.files) - len(using)
@@ -60,10 +60,12 @@ class _Judge:
     Args:
         file: its path.
         releases: the releases to look them up in.
+        own_names: the names that the code sets itself.
     """
 
-    def __init__(self, file: str, releases: Sequence[Release]) -> None:
+    def __init__(self, file: str, releases: Sequence[Release], own_names: Collection[str]) -> None:
         self._file = file
+        self._own_names = own_names
         self._releases = releases
 
     def findings(self, reader: Reader) -> list[Finding]:
@@ -106,7 +108,9 @@ class _Judge:
 
     def _is_set_elsewhere(self, use: Use, name: str) -> bool:
         """Tell whether what no release has may be set by the program, by another package, or by C++ code."""
-        owner = use.path.rpartition(".")[0]
+        owner, _, attribute = use.path.rpartition(".")
+        if attribute in self._own_names:
+            return True
         return all(":" in one.find(owner).path or one.is_of_others(name) for one in self._releases)
 
     def _missing_argument(self, use: Use) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from automodel_mesh.tracking.sources import PARSER_ERRORS
 if TYPE_CHECKING:
     from automodel_mesh.audit.values import Value
 
-_DEFINED: Final = re.compile(r"\bdef (_\w+)|\.(_\w+)\s*=[^=]|\bsetattr\([^,]+, [\"'](_\w+)[\"']")
+_DEFINED: Final = re.compile(r"\bdef (\w+)|\.(\w+)\s*=[^=]|\bsetattr\([^,]+, [\"'](\w+)[\"']")
 
 _SKIPPED: Final = frozenset({"__pycache__", "node_modules", "build", "dist", "site-packages", "venv", "env"})
 
@@ -50,7 +50,7 @@ class Package:
 
     @cached_property
     def own_names(self) -> frozenset[str]:
-        """The private names that this code itself defines or assigns."""
+        """The names of functions and attributes that this code itself defines or assigns."""
         found = (match.groups() for source in self.sources.values() for match in _DEFINED.finditer(source))
         return frozenset(filter(None, chain.from_iterable(found)))
 

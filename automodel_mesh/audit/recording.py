@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _CHANGES_ITSELF: Final = re.compile(
     r"\bglobals\(\)(\[[^\]]+\] =|\.update|\.setdefault)|= globals\(\)"
-    r"|\bsetattr\(\s*sys\.modules|\bsys\.modules\[[^\]]+\] ="
+    r"|\w\(\s*sys\.modules\[__name__\]|\bsys\.modules\[[^\]]+\] ="
     r"|^def __getattr__\b|^from (?!torch|\.)\S+ import \*",
     re.MULTILINE,
 )

@@ -129,7 +129,9 @@ def _sentences(finding: Finding, audit: Audit) -> Iterator[str]:
     if finding.breaks:
         yield f"breaks on {spans(finding.breaks, audit.releases)}, {when}"
     if finding.cannot_tell:
-        yield f"may break, or give another result, on {spans(finding.cannot_tell, audit.releases)}, {when}"
+        may = "may give another result" if finding.kind == "changed-behaviour" else "may break"
+        why = f"; it depends on: {finding.guard}" if finding.guard and not finding.guarded else ""
+        yield f"{may} on {spans(finding.cannot_tell, audit.releases)}, {when}{why}"
     if finding.guarded:
         by = f" by {finding.guard}" if finding.guard else ""
         yield f"guarded{by} on {spans(finding.guarded, audit.releases)}"

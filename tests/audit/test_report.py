@@ -68,7 +68,7 @@ def test_a_finding_says_where_when_and_what_instead() -> None:
     assert paragraphs(as_parts(audit_of(one)))[0].splitlines() == [
         f"src/train.py:3:8: {BLOCK_MASK}",
         "    breaks on 2.6 - 2.9, when the file is imported",
-        "    may break, or give another result, on 2.10, when the file is imported",
+        "    may break on 2.10, when the file is imported",
         "    guarded by the if in line 2 on 2.11, 2.12",
         "    torch has no BlockMask there before 2.10.",
         "    instead: compat.flatten",
