@@ -47,13 +47,15 @@ from automodel_mesh.audit.baseline import Baseline, Entry
 from automodel_mesh.audit.errors import AuditError
 from automodel_mesh.audit.findings import Audit, Verdict
 from automodel_mesh.audit.judging import audit
+from automodel_mesh.audit.recording import read_names
 from automodel_mesh.audit.report import as_document, as_parts
 from automodel_mesh.audit.sarif import as_sarif
 from automodel_mesh.audit.selection import select
-from automodel_mesh.audit.torch_names import recorded_releases
+from automodel_mesh.audit.torch_names import add_release, known_releases, recorded_releases
 from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
 from automodel_mesh.tables import show
 from automodel_mesh.terminal import one_line, write_json
+from automodel_mesh.tracking.sources import SourcesError
 
 FailOn: TypeAlias = Literal["breaks", "cannot-tell", "never"]
 
@@ -78,6 +80,7 @@ examples:
   automodel-mesh audit src tests --releases '>=2.8' --fail-on cannot-tell
   automodel-mesh audit src --write-baseline audit-baseline.json
   automodel-mesh audit src --baseline audit-baseline.json --sarif audit.sarif
+  automodel-mesh audit src --torch torch-2.16.0.dev20261119+cpu-cp312-cp312-linux_x86_64.whl
   automodel-mesh audit src --json | jq .verdicts
 
 A comment at the end of a line, # audit: ignore[NAME] REASON, leaves out what the report calls NAME in that line.
@@ -104,6 +107,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a Python file, or a folder with some")
     parser.add_argument("--releases", metavar="RELEASES", help="the torch releases (default: all that are recorded)")
+    parser.add_argument(
+        "--torch",
+        type=Path,
+        metavar="WHAT",
+        help="a torch that is not recorded, such as a nightly: a wheel, or a folder with one; alone, or after RELEASES",
+    )
     parser.add_argument(
         "--fail-on",
         choices=list(_FAILING),
@@ -160,11 +169,23 @@ def _audited(options: argparse.Namespace) -> Audit:
     for path in options.paths:
         if not path.exists():
             raise AuditError(f"there is no file or folder {str(path)!r}")
-    recorded = recorded_releases()
-    found = audit(options.paths, recorded if options.releases is None else select(options.releases, recorded))
+    releases = known_releases() if options.releases is None else select(options.releases, recorded_releases())
+    if options.torch is not None:
+        releases = (*(releases if options.releases is not None else ()), _read_torch(options.torch))
+    found = audit(options.paths, releases)
     if not (found.files or found.unread or found.other_files):
         raise AuditError(f"there is no Python file in {', '.join(map(str, options.paths))}")
     return found
+
+
+def _read_torch(what: Path) -> str:
+    """Read the names of a torch that is not recorded, and return its version."""
+    try:
+        version, scopes = read_names(what)
+    except SourcesError as error:
+        raise AuditError(str(error)) from error
+    add_release(version, scopes)
+    return version
 
 
 def _without_harmless(found: Audit) -> Audit:

@@ -15,7 +15,7 @@ from automodel_mesh.audit.package import Package
 from automodel_mesh.audit.reading import Reader
 from automodel_mesh.audit.remedies import ours
 from automodel_mesh.audit.spans import spans
-from automodel_mesh.audit.torch_names import CLASS, recorded_releases
+from automodel_mesh.audit.torch_names import CLASS, known_releases
 from automodel_mesh.audit.values import ANY_ERROR, Use
 
 Outcome: TypeAlias = Literal["guarded", "cannot tell", "breaks"]
@@ -200,12 +200,12 @@ class _Judge:
 
 def _is_anywhere(name: str) -> bool:
     """Tell whether any recorded release has a name."""
-    return any(release_of(one).find(name).state == "there" for one in recorded_releases())
+    return any(release_of(one).find(name).state == "there" for one in known_releases())
 
 
 def _takes_anywhere(use: Use, keywords: Sequence[str], positional: int | None) -> bool:
     """Tell whether the function takes the arguments on any recorded release."""
-    for one in recorded_releases():
+    for one in known_releases():
         signatures = release_of(one).signatures(use.path)
         bound = use.bound or release_of(one).find(use.path).entry.startswith(CLASS)
         if signatures and not refused(signatures, keywords, positional, bound=bound):

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from typing import Final, Literal, TypeAlias
 
-from automodel_mesh.audit.torch_names import CLASS, OPEN, REFERS, RETURNS, STUB, TYPED, TorchNames, load_names
+from automodel_mesh.audit.torch_names import CLASS, OPEN, REFERS, RETURNS, STUB, TYPED, TorchNames, names_of
 
 State: TypeAlias = Literal["there", "missing", "unknown"]
 
@@ -189,8 +189,8 @@ def _python_has(path: str, name: str) -> bool:
 
 @cache
 def release_of(name: str) -> Release:
-    """Return a release of the data file."""
-    return Release(load_names(), name)
+    """Return a release whose names are known."""
+    return Release(names_of(name), name)
 
 
 # --- arguments

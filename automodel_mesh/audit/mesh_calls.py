@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from automodel_mesh.audit.behaviours import BEHAVIOURS, Behaviour, Rule
 from automodel_mesh.audit.lookup import release_of
 from automodel_mesh.audit.patterns import MeshCall, strings
-from automodel_mesh.audit.torch_names import recorded_releases
+from automodel_mesh.audit.torch_names import known_releases
 
 if TYPE_CHECKING:
     from automodel_mesh.audit.values import Use
@@ -51,7 +51,7 @@ def _rules(path: str) -> list[tuple[Behaviour, Rule]]:
 
 @cache
 def _canonical(path: str) -> str:
-    found = (release_of(release).find(path) for release in reversed(recorded_releases()))
+    found = (release_of(release).find(path) for release in reversed(known_releases()))
     return next((one.path for one in found if one.state == "there"), path)
 
 

@@ -41,7 +41,10 @@ __all__ = [
     "TYPED",
     "Scopes",
     "TorchNames",
+    "add_release",
+    "known_releases",
     "load_names",
+    "names_of",
     "recorded_releases",
     "save_names",
 ]
@@ -160,8 +163,26 @@ def parse_names(text: str) -> TorchNames:
 
 
 def recorded_releases() -> tuple[str, ...]:
-    """Return the releases whose names are known, oldest first."""
+    """Return the releases of the data file, oldest first."""
     return load_names().releases
+
+
+_ADDED: Final[dict[str, TorchNames]] = {}
+
+
+def add_release(release: str, scopes: Scopes) -> None:
+    """Make the names of a torch known to this process that are not in the data file."""
+    _ADDED[release] = _combine({release: scopes})
+
+
+def known_releases() -> tuple[str, ...]:
+    """Return the releases of the data file, and those that were added, oldest first."""
+    return tuple(sorted({*recorded_releases(), *_ADDED}, key=Version))
+
+
+def names_of(release: str) -> TorchNames:
+    """Return the names among which those of a release are."""
+    return _ADDED.get(release) or load_names()
 
 
 def _combine(known: Mapping[str, Scopes]) -> TorchNames:

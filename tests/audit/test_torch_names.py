@@ -7,9 +7,11 @@ import inspect
 import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from types import FunctionType, ModuleType
 
 import pytest
+import tomli
 import torch
 from packaging.version import Version
 
@@ -68,6 +70,13 @@ def modules() -> Iterator[tuple[str, ModuleType]]:
 def test_the_installed_release_is_recorded() -> None:
     """A release of the matrix is one that an audit knows; `nox -s torch-names` records it."""
     assert installed().name in recorded_releases()
+
+
+@pytest.mark.release_independent
+def test_the_releases_of_the_matrix_are_recorded() -> None:
+    """The data file has the releases that the matrix has, and no other."""
+    rows = tomli.loads((Path(__file__).parents[2] / "ci_matrix" / "torch.toml").read_text(encoding="utf-8"))["rows"]
+    assert list(recorded_releases()) == sorted((row["torch"] for row in rows), key=Version)
 
 
 def test_what_is_said_to_be_missing_is_missing() -> None:
