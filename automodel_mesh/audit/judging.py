@@ -73,7 +73,9 @@ class _Judge:
         found = [one for use in reader.uses for one in (*self._missing_name(use), *self._missing_argument(use))]
         for use, behaviour, rule in behaviours_of(reader.uses, reader.tree):
             severities = {release: behaviour.severity(rule, release.name) for release in self._releases}
-            outcomes = {one: self._outcome(use, one) for one, severity in severities.items() if severity == "breaks"}
+            outcomes: dict[Release, Outcome] = {
+                one: self._outcome(use, one) for one, severity in severities.items() if severity == "breaks"
+            }
             for release, severity in severities.items():
                 if severity == "differs" and self._outcome(use, release) != "guarded":
                     outcomes[release] = "cannot tell"
@@ -130,7 +132,7 @@ class _Judge:
         for argument, where in refusals.items():
             if len(where) == len(self._releases) and not _takes_anywhere(use, keywords, positional):
                 continue  # torch changes the function when it runs, or another is meant
-            outcomes = {release: self._outcome(use, release) for release in where}
+            outcomes: dict[Release, Outcome] = {release: self._outcome(use, release) for release in where}
             what = f"so many arguments ({positional})" if argument == "*" else f"no argument `{argument}`"
             verb = "does not take" if argument == "*" else "takes"
             message = f"{use.path} {verb} {what} in torch {self._spans(where)}"

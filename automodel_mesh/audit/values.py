@@ -95,10 +95,10 @@ class OwnInstance:
     of: OwnClass
 
 
-Value: TypeAlias = (
-    "Torch | Instance | TorchVersion | Known | Truth | Parameters"
-    " | OwnModule | OwnFunction | OwnClass | OwnInstance | None"
-)
+Own: TypeAlias = "OwnModule | OwnFunction | OwnClass | OwnInstance"
+"""Something of the code that is read."""
+
+Value: TypeAlias = "Torch | Instance | TorchVersion | Known | Truth | Parameters | Own | None"
 """`None` if nothing is known."""
 
 
