@@ -24,7 +24,7 @@ from automodel_mesh.testing import fake_world, run_ranks
 from tests.compat import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from automodel_mesh.audit.behaviours import Behaviour
 
@@ -260,13 +260,15 @@ def observed(call: Callable[[], str]) -> str:
     return f"{found}, warns" if caught else found
 
 
-def main() -> None:
-    """Print a line for each call."""
+def main(names: Sequence[str]) -> None:
+    """Print a line for each call, or for those of the programs that are named."""
     sys.stdout.write(f"torch {compat.TORCH_VERSION}\n")
     for behaviour in BEHAVIOURS:
+        if names and behaviour.program not in names:
+            continue
         (found,) = run_ranks(result_of, 1, program(behaviour), backend=None)
         sys.stdout.write(f"{behaviour.title}: {found}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +25,12 @@ NAMED = {behaviour.program: behaviour for behaviour in BEHAVIOURS}
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.program)
 def test_torch_does_what_is_recorded(behaviour: Behaviour) -> None:
     """The call has the result that is recorded for the installed release."""
-    (found,) = run_ranks(result_of, 1, program(behaviour), backend=None)
+    if behaviour.program == "dynamo":  # another test may have imported it into this process
+        command = [sys.executable, "-m", "tests.plain_torch", behaviour.program]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+        found = done.stdout.splitlines()[-1].rpartition(": ")[2]
+    else:
+        (found,) = run_ranks(result_of, 1, program(behaviour), backend=None)
     assert found == behaviour.result(RELEASE)
 
 
