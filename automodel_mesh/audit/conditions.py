@@ -94,6 +94,17 @@ def any_of(conditions: Iterable[Condition]) -> Condition:
     return Not(All(tuple(map(Not, conditions))))
 
 
+def is_about_torch(condition: Condition) -> bool:
+    """Tell whether a condition asks for a version or name of torch, in any of its parts."""
+    match condition:
+        case Not(inner):
+            return is_about_torch(inner)
+        case All(parts):
+            return any(map(is_about_torch, parts))
+        case _:
+            return not isinstance(condition, Constant)
+
+
 OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,

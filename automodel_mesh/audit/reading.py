@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh.audit.calls import Calls
-from automodel_mesh.audit.conditions import ALWAYS, UNSURE, All, Condition, Has, Not, any_of
+from automodel_mesh.audit.conditions import ALWAYS, UNSURE, All, Condition, Has, Not, any_of, is_about_torch
 from automodel_mesh.audit.expressions import guarded
 from automodel_mesh.audit.handlers import error_name, fails_only_without_torch, handlers, imported_from_torch
 from automodel_mesh.audit.values import (
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 _LINES_OF_A_CHECK: Final = 30
 """Longer functions are not read as checks of the release."""
+
+_ENVIRONMENT: Final = re.compile(r"torch|version|avail|support|has|compat|install|import|spec", re.IGNORECASE)
+"""What a condition mentions that may be about the release, or other packages."""
 
 _EXITS: Final = frozenset({"exit", "_exit", "skip", "fail"})
 
@@ -230,12 +234,12 @@ class Reader(Calls):
         other = self._block(node.orelse, guarded(replace(context, scope=else_scope), Not(condition), text))
         if then is None and other is None:
             return None
-        if then is None:
-            context.scope.names.update(else_scope.names)
-            return guarded(context, Not(condition), text)
-        if other is None:
-            context.scope.names.update(then_scope.names)
-            return guarded(context, condition, text)
+        if then is None or other is None:
+            context.scope.names.update((else_scope if then is None else then_scope).names)
+            usual = not is_about_torch(condition) and not _ENVIRONMENT.search(ast.unparse(node.test))
+            if context.when == "call" and usual:
+                return context  # arguments are checked: what follows is what the function usually does
+            return guarded(context, Not(condition) if then is None else condition, text)
         context.scope.merge(then_scope, else_scope, condition)
         return context
 

@@ -127,6 +127,8 @@ NOT_ENOUGH = {
     ),
     "except of another error": "try:\n    import torch.nn.attention.varlen\nexcept AttributeError:\n    pass",
     "an attribute and except ImportError": "try:\n    torch.nn.attention.varlen\nexcept ImportError:\n    pass",
+    "after a check of an argument": "def f(x):\n    if x is None:\n        return\n    torch.nn.attention.varlen",
+    "after another check of an argument": "def f(x):\n    if not x:\n        return\n    torch.nn.attention.varlen",
     "after the check": "if hasattr(torch.nn.attention, 'varlen'):\n    pass\ntorch.nn.attention.varlen",
     "getattr without a default": "getattr(torch.nn.attention, 'varlen')",
     "import_module": "import importlib\nimportlib.import_module('torch.nn.attention.varlen')",
@@ -135,6 +137,10 @@ NOT_ENOUGH = {
 
 UNKNOWN = {
     "a setting": "def f(fast):\n    if fast:\n        torch.nn.attention.varlen",
+    "after a check of another package": (
+        "from other import is_supported\ndef f():\n    if not is_supported():\n        return\n"
+        "    torch.nn.attention.varlen"
+    ),
     "a function of another package": "from other import ok\nif ok():\n    torch.nn.attention.varlen",
     "except beside another package": (
         "try:\n    import other\n    from torch.nn import attention\nexcept ImportError:\n"
