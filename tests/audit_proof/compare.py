@@ -88,16 +88,16 @@ def count(numbers: dict[str, int], said: set[Any], true: set[Any], of: set[Any])
     numbers.update(zip(ANSWERS, sizes, strict=True))
 
 
-def precision(numbers: Mapping[str, int]) -> float:
-    """Return which part of what is said to break breaks; 1 if nothing is said."""
+def precision(numbers: Mapping[str, int]) -> float | None:
+    """Return which part of what is said to break breaks; `None` if nothing is said."""
     said = numbers["right"] + numbers["false"]
-    return numbers["right"] / said if said else 1.0
+    return numbers["right"] / said if said else None
 
 
-def recall(numbers: Mapping[str, int]) -> float:
-    """Return which part of what breaks is said to; 1 if nothing breaks."""
+def recall(numbers: Mapping[str, int]) -> float | None:
+    """Return which part of what breaks is said to; `None` if nothing breaks."""
     true = numbers["right"] + numbers["missed"]
-    return numbers["right"] / true if true else 1.0
+    return numbers["right"] / true if true else None
 
 
 def add(numbers: Sequence[Mapping[str, int]]) -> dict[str, int]:

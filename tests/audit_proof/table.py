@@ -63,9 +63,9 @@ def rows(results: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]
     return found
 
 
-def percent(number: float) -> str:
-    """Write a part of one, in per cent, rounded down so that 100 % means all."""
-    return f"{int(number * 1000) / 10:g} %"
+def percent(number: float | None) -> str:
+    """Write a part of one, in per cent, rounded down so that 100 % means all; a dash for a part of nothing."""
+    return "-" if number is None else f"{int(number * 1000) / 10:g} %"
 
 
 def accuracy(folder: Path = FOLDER) -> list[str]:
@@ -109,7 +109,8 @@ def wrong(folder: Path = FOLDER) -> list[str]:
                 entry = known(name, label(row["torch"]), each)
                 place = f"`{each['file']}`, line {each['line']}"
                 reason = entry["why"] if entry else ""
-                key = (name.replace("==", " "), place, f"`{each['name']}`", each["predicted"], each["true"], reason)
+                missing = f"`{each['name']}`" if each["name"] else "-"
+                key = (name.replace("==", " "), place, missing, each["predicted"], each["true"], reason)
                 found.setdefault(key, []).append(row["torch"])
     lines = ["| package | where | name | the audit says | importing it | torch | why |", "|---" * 7 + "|"]
     for (*cells, reason), releases in found.items():
