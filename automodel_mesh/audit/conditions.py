@@ -105,6 +105,17 @@ def is_about_torch(condition: Condition) -> bool:
             return not isinstance(condition, Constant)
 
 
+def sure_part(condition: Condition) -> Condition:
+    """Return a condition without those of its parts of which nothing is known."""
+    match condition:
+        case Constant(None):
+            return ALWAYS
+        case All(parts):
+            return All(tuple(map(sure_part, parts)))
+        case _:
+            return condition
+
+
 OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh.audit.calls import Calls
-from automodel_mesh.audit.conditions import ALWAYS, UNSURE, All, Condition, Has, Not, any_of, is_about_torch
+from automodel_mesh.audit.conditions import UNSURE, All, Condition, Has, Not, any_of, is_about_torch, sure_part
 from automodel_mesh.audit.expressions import guarded
 from automodel_mesh.audit.handlers import error_name, fails_only_without_torch, handlers, imported_from_torch
 from automodel_mesh.audit.values import (
@@ -224,13 +224,10 @@ class Reader(Calls):
     def _if(self, node: ast.If, context: Context) -> Context | None:
         condition = self.condition(node.test, context)
         text = f"if, line {node.lineno}"
-        if _is_main(node.test):
-            context = replace(context, when="call")
         then_scope, else_scope = self.narrowed(node.test, context.scope).fork(), context.scope.fork()
-        then_condition = (
-            ALWAYS if then_scope.names != context.scope.names else condition
-        )  # `isinstance` of a class of torch
-        then = self._block(node.body, guarded(replace(context, scope=then_scope), then_condition, text))
+        is_narrowed = then_scope.names != context.scope.names  # by an `isinstance`, which no release decides
+        inside = replace(context, scope=then_scope, when="call" if _is_main(node.test) else context.when)
+        then = self._block(node.body, guarded(inside, sure_part(condition) if is_narrowed else condition, text))
         other = self._block(node.orelse, guarded(replace(context, scope=else_scope), Not(condition), text))
         if then is None and other is None:
             return None

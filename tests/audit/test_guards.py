@@ -21,6 +21,10 @@ UNDERSTOOD = {
         "def f():\n    if not hasattr(torch.nn.attention, 'varlen'):\n        return\n    torch.nn.attention.varlen"
     ),
     "hasattr in a condition": "ok = hasattr(torch.nn.attention, 'varlen') and torch.nn.attention.varlen",
+    "hasattr after isinstance": (
+        "def f(x):\n    if isinstance(x, torch.Tensor) and hasattr(torch.nn.attention, 'varlen'):\n"
+        "        torch.nn.attention.varlen"
+    ),
     "hasattr or": "ok = not hasattr(torch.nn.attention, 'varlen') or torch.nn.attention.varlen",
     "a conditional expression": "x = torch.nn.attention.varlen if hasattr(torch.nn.attention, 'varlen') else None",
     "assert": "assert hasattr(torch.nn.attention, 'varlen')\ntorch.nn.attention.varlen",

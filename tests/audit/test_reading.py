@@ -144,12 +144,13 @@ def test_what_runs_later_is_told_apart(tmp_path: Path) -> None:
     """A module that cannot be imported is worse than a function that cannot be called; a `__main__` block is called."""
     code = (
         "import torch\ntorch.nn.attention.varlen\ndef f():\n    torch.nn.attention.varlen\n"
-        "if __name__ == '__main__':\n    torch.nn.attention.varlen"
+        "if __name__ == '__main__':\n    torch.nn.attention.varlen\ntorch.nn.attention.varlen"
     )
     assert [(one.line, one.when) for one in audited(tmp_path, code).findings] == [
         (2, "import"),
         (4, "call"),
         (6, "call"),
+        (7, "import"),
     ]
 
 
