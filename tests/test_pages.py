@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from automodel_mesh import compat
+from automodel_mesh.compat import backport, newest
 from tests.pages import blocks
+
+pytest_plugins = ["pytester"]
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run_all(page: str) -> dict[str, Any]:
-    """Run the blocks of a page in one namespace, and return it."""
-    names: dict[str, Any] = {}
+def run_all(page: str, **names: Any) -> dict[str, Any]:
+    """Run the blocks of a page in one namespace, which has some names before, and return it."""
     for block in blocks((DOCS / page).read_text(encoding="utf-8"), "python"):
         exec(compile(block, page, "exec"), names)  # noqa: S102 - it is our own
     return names
@@ -47,6 +52,57 @@ def test_the_concepts_hold() -> None:
     """The code of docs/concepts.md runs, and its `dp` joins the ranks that the drawing shows."""
     names = run_all("concepts.md")
     assert names["dp"].mesh.tolist() == [dist.get_rank() % 2 + 2 * step for step in range(4)]
+
+
+@pytest.mark.ranks(8)
+def test_the_example_of_the_glossary_has_the_ranks_and_layouts_that_it_says() -> None:
+    """The groups along `tp` and `dp` are those of the text, and the layouts are shown as they are."""
+    root = run_all("glossary.md")["root"]
+    rank = dist.get_rank()
+    assert dist.get_process_group_ranks(compat.get_group(root, "tp")) == [rank & ~1, rank | 1]
+    assert dist.get_process_group_ranks(compat.get_group(root, "dp")) == [rank % 2 + 2 * step for step in range(4)]
+    compat.flatten(compat.slice_mesh(root, ("dp_replicate", "tp")), "folded")
+    described = compat.describe(root)
+    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    (says,) = re.findall(r"^: (The ranks along an axis as .*?)\n\n", text, re.DOTALL | re.MULTILINE)
+    shown = re.findall(r"`(\(\(.*?\))`", says)
+    assert shown == [str(tuple(map(tuple, described.axis(name).layout))) for name in ("tp", "dp", "folded")]
+
+
+@pytest.mark.ranks(8)
+def test_the_calls_of_a_newer_torch_run_as_the_page_says() -> None:
+    """In docs/how-to/backport.md the block of `with` restores torch, and the meshes of the last block are right."""
+
+    def build() -> DeviceMesh:
+        root = init_device_mesh("cpu", (4, 2), mesh_dim_names=("dp", "tp"))
+        newest(root)._unflatten("dp", (2, 2), ("outer", "inner"))
+        return root
+
+    text = (DOCS / "how-to/backport.md").read_text(encoding="utf-8")
+    (with_block,) = (block for block in blocks(text, "python") if block.startswith("with "))
+    given = {"backport": backport, "build_meshes_as_the_package_does": build}
+    before = dict(vars(DeviceMesh))
+    exec(compile(with_block, "backport.md", "exec"), given)  # noqa: S102 - it is our own
+    assert dict(vars(DeviceMesh)) == before
+    names = run_all("how-to/backport.md", **given)
+    assert names["split"].mesh_dim_names == ("dp_replicate", "dp_shard", "tp")
+    outer = dist.get_rank() // 4 * 4
+    assert names["joined"].mesh_dim_names == ("dp_shard", "tp")
+    assert names["joined"].mesh.tolist() == [[outer, outer + 1], [outer + 2, outer + 3]]
+
+
+def test_the_suite_of_the_page_has_the_results_that_it_says(pytester: pytest.Pytester) -> None:
+    """The two files of docs/how-to/testing.md are a suite that passes; without a GPU two of its tests are skipped."""
+    text = (DOCS / "how-to/testing.md").read_text(encoding="utf-8")
+    conftest, suite = blocks(text, "python")
+    pytester.makeconftest(conftest)
+    pytester.makepyfile(suite)
+    outcomes = pytester.runpytest_inprocess("-W", "error", "-p", "no:cacheprovider", "-rs").parseoutcomes()
+    assert outcomes.keys() <= {"passed", "skipped"}
+    if not torch.accelerator.is_available():
+        ((passed, skipped),) = re.findall(r"Without a GPU, the tests above give (\w+) passed and (\w+) skipped", text)
+        number = ("zero", "one", "two", "three", "four").index
+        assert outcomes == {"passed": number(passed), "skipped": number(skipped)}
 
 
 PROGRAMS = [
