@@ -91,6 +91,18 @@ def test_the_calls_of_a_newer_torch_run_as_the_page_says() -> None:
     assert names["joined"].mesh.tolist() == [[outer, outer + 1], [outer + 2, outer + 3]]
 
 
+@pytest.mark.ranks(4)
+def test_the_log_has_the_line_that_the_page_shows(caplog: pytest.LogCaptureFixture) -> None:
+    """The line of docs/how-to/backends.md is that of rank 2 on a mesh of two axes, but for the times."""
+    (shown,) = blocks((DOCS / "how-to/backends.md").read_text(encoding="utf-8"), "console")
+    ((logger, message),) = re.findall(r" INFO ([\w.]+): (rank 2 made .*), \d+ ms$", shown, re.MULTILINE)
+    with caplog.at_level("INFO", logger):
+        compat.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    said = [record.getMessage().rpartition(", ")[0] for record in caplog.records if record.name == logger]
+    assert len(said) == 2
+    assert (message in said) == (dist.get_rank() == 2)
+
+
 def test_the_suite_of_the_page_has_the_results_that_it_says(pytester: pytest.Pytester) -> None:
     """The two files of docs/how-to/testing.md are a suite that passes; without a GPU two of its tests are skipped."""
     text = (DOCS / "how-to/testing.md").read_text(encoding="utf-8")
