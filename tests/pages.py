@@ -12,6 +12,11 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
 
 
+def all_blocks(page: str) -> list[tuple[str, str]]:
+    """Return a page's blocks in order, each with its language, but for directives such as `{toctree}`."""
+    return re.findall(r"^ *```(?:\{code-block\} )?(\w+)\n(.*?)^ *```$", page, flags=re.DOTALL | re.MULTILINE)
+
+
 def run(name: str, text: str) -> str:
     """Run a script as `__main__` and return what it prints."""
     printed = io.StringIO()

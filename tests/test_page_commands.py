@@ -152,3 +152,36 @@ def test_the_markers_of_the_installed_torch_are_those_of_the_table(
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     column = max(number for number in range(1, len(head)) if compat.torch_at_least(head[number].split()[0]))
     assert [{"there": "True", "absent": "False"}[row[column]] for row in rows] == found
+
+
+# --- command.md
+
+
+@pytest.mark.release_independent
+def test_completion_is_switched_on_as_the_page_writes_it(shell: Shell) -> None:
+    """After the line of docs/command.md, the shell completes `automodel-mesh`."""
+    pytest.importorskip("argcomplete")
+    (block,) = blocks(page("command.md"), "bash")
+    done = shell(f"{block}\ncomplete -p automodel-mesh")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"complete .* automodel-mesh\n", done.stdout)
+
+
+# --- how-to/check-a-launch.md
+
+
+def without_measurements(report: str) -> list[str]:
+    """Return what a report of doctor has on every machine: the mesh, the checks, and the axes with their sizes."""
+    mesh, checks, axes = (r"fsdp2 on .*", r"ok +[\d.]+ s +(.*)", r"([a-z_, ]+ +\d+ +\d+) +\d.*")
+    return [line for pattern in (mesh, checks, axes) for line in re.findall(f"^{pattern}$", report, re.MULTILINE)]
+
+
+@pytest.mark.release_independent
+def test_doctor_reports_what_the_page_shows(shell: Shell) -> None:
+    """The command of docs/how-to/check-a-launch.md makes the report below it, but for what is measured."""
+    command, report, *_ = blocks(page("how-to/check-a-launch.md"), "text")
+    done = shell(f"{command.rstrip()} --timeout 240")
+    assert done.returncode == 0, done.stderr
+    shown = without_measurements(report)
+    assert len(shown) == 1 + 9 + 5
+    assert without_measurements(done.stdout) == shown
