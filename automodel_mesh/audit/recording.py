@@ -207,12 +207,10 @@ def main(arguments: Sequence[str]) -> int:
     names = load_names()
     try:
         if arguments[:1] == ["--forget"]:
-            for release in arguments[1:]:
-                names = names.forget(release)
+            names = names.forget(arguments[1:])
         else:
-            for what in arguments:
-                version, scopes = read_names(Path(what))
-                names = names.add(Version(version).base_version, scopes)
+            read = map(read_names, map(Path, arguments))
+            names = names.add({Version(version).base_version: scopes for version, scopes in read})
         path = save_names(names)
     except (SourcesError, AuditError) as error:
         sys.stderr.write(f"{error}\n")

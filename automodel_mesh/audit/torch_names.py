@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -93,14 +93,14 @@ class TorchNames:
         found = (self.scope(path, release) or {} for release in self.releases)
         return frozenset(name for names in found for name in names if name)
 
-    def add(self, release: str, scopes: Scopes) -> TorchNames:
-        """Return the names with those of a release, which replace what was known of it."""
-        known = {one: self._all(one) for one in self.releases if one != release} | {release: scopes}
+    def add(self, recorded: Mapping[str, Scopes]) -> TorchNames:
+        """Return the names with those of some releases, which replace what was known of them."""
+        known = {one: self._all(one) for one in self.releases if one not in recorded} | dict(recorded)
         return _combine({one: known[one] for one in sorted(known, key=Version)})
 
-    def forget(self, release: str) -> TorchNames:
-        """Return the names without those of a release."""
-        return _combine({one: self._all(one) for one in self.releases if one != release})
+    def forget(self, releases: Collection[str]) -> TorchNames:
+        """Return the names without those of some releases."""
+        return _combine({one: self._all(one) for one in self.releases if one not in releases})
 
     def text(self) -> str:
         """Return the text of the data file."""

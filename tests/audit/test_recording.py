@@ -78,13 +78,13 @@ def test_what_is_recorded(scopes: Scopes) -> None:
 def test_releases_are_added_and_forgotten(scopes: Scopes) -> None:
     """The text of the data file has each entry once for all releases that have it, and is read as it was written."""
     old = {**scopes, "torch.nn": {**scopes["torch.nn"], "make": "()"}}
-    names = TorchNames((), {}, {}).add("2.98.0", old).add("2.99.0", scopes)
+    names = TorchNames((), {}, {}).add({"2.98.0": old}).add({"2.99.0": scopes})
     again = parse_names(names.text())
     assert again.text() == names.text()
     assert again.scope("torch.nn", "2.98.0") == old["torch.nn"]
     assert again.scope("torch.nn", "2.99.0") == scopes["torch.nn"]
     assert "make\t1\t()\t2\t(*args" in again.text()
-    assert again.forget("2.98.0").releases == ("2.99.0",)
+    assert again.forget(["2.98.0"]).releases == ("2.99.0",)
     assert again.scope("torch.nn", "2.97.0") is None
 
 
