@@ -73,18 +73,17 @@ class Calls(Expressions):
         return None
 
     def _getattr(self, node: ast.Call, name: str, first: Value, attribute: str, context: Context) -> Value:
-        by_name = False
         if isinstance(first, (Torch, Instance)):
             path = f"{first.path}.{attribute}"
         elif first is None and (of := self._told_by(attribute)):
-            path, by_name = f"{of}.{attribute}", True
+            path = f"{of}.{attribute}"
         else:
             return first if isinstance(first, TorchVersion) else None
         if name == "hasattr":
             return Truth(Has(path))
         has_default = len(node.args) > 2
         if not has_default:
-            self.use(path, "attribute", node, context, by_name=by_name)
+            self.use(path, "attribute", node, context)
         return Torch(path, Has(path) if has_default else ALWAYS) if isinstance(first, Torch) else None
 
     def _module(self, node: ast.Call, name: str, path: object, context: Context) -> Value:

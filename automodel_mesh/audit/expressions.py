@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh.audit.conditions import ALWAYS, NEVER, UNSURE, All, Condition, Not, Takes, any_of, compared
-from automodel_mesh.audit.made_meshes import made_mesh, strings
+from automodel_mesh.audit.made_meshes import made_mesh
+from automodel_mesh.audit.patterns import strings
 from automodel_mesh.audit.torch_names import load_names
 from automodel_mesh.audit.types_of_torch import type_of
 from automodel_mesh.audit.values import (
@@ -135,7 +136,7 @@ class Expressions:
         if isinstance(base, Instance):
             self.use(f"{base.path}.{node.attr}", "attribute", node, context)
         elif base is None and (of := self._told_by(node.attr)):
-            self.use(f"{of}.{node.attr}", "attribute", node, context, by_name=True)
+            self.use(f"{of}.{node.attr}", "attribute", node, context)
         condition = named_after(node.attr) if found is None or isinstance(found, Torch) else None
         return found if condition is None else Truth(condition)
 

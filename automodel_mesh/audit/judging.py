@@ -9,13 +9,13 @@ from typing import Final, Literal, TypeAlias
 
 from automodel_mesh.audit.findings import Audit, Finding, Kind, Note
 from automodel_mesh.audit.ignoring import apply_ignores
-from automodel_mesh.audit.lookup import Release, refused, release_of
+from automodel_mesh.audit.lookup import Release, release_of
 from automodel_mesh.audit.mesh_calls import behaviours_of
 from automodel_mesh.audit.package import Package
 from automodel_mesh.audit.reading import Reader
 from automodel_mesh.audit.remedies import ours
 from automodel_mesh.audit.spans import spans
-from automodel_mesh.audit.torch_names import CLASS, known_releases
+from automodel_mesh.audit.torch_names import known_releases
 from automodel_mesh.audit.values import ANY_ERROR, Use
 
 Outcome: TypeAlias = Literal["guarded", "cannot tell", "breaks"]
@@ -118,16 +118,11 @@ class _Judge:
     def _missing_argument(self, use: Use) -> Iterator[Finding]:
         if use.way != "call" or not isinstance(use.node, ast.Call):
             return
-        keywords = [one.arg for one in use.node.keywords if one.arg]
+        keywords = tuple(one.arg for one in use.node.keywords if one.arg)
         positional = None if any(isinstance(one, ast.Starred) for one in use.node.args) else len(use.node.args)
-        answers: dict[tuple[tuple[str, ...], bool], str] = {}
         refusals: dict[str, list[Release]] = {}
         for release in self._releases:
-            signatures = release.signatures(use.path)
-            bound = use.bound or release.find(use.path).entry.startswith(CLASS)
-            if (signatures, bound) not in answers:  # most releases have the same
-                answers[signatures, bound] = refused(signatures, keywords, positional, bound=bound)
-            if answer := answers[signatures, bound]:
+            if answer := release.refuses(use.path, keywords, positional, bound=use.bound):
                 refusals.setdefault(answer, []).append(release)
         for argument, where in refusals.items():
             if len(where) == len(self._releases) and not _takes_anywhere(use, keywords, positional):
@@ -205,11 +200,10 @@ def _is_anywhere(name: str) -> bool:
     return any(release_of(one).find(name).state == "there" for one in known_releases())
 
 
-def _takes_anywhere(use: Use, keywords: Sequence[str], positional: int | None) -> bool:
+def _takes_anywhere(use: Use, keywords: tuple[str, ...], positional: int | None) -> bool:
     """Tell whether the function takes the arguments on any recorded release."""
-    for one in known_releases():
-        signatures = release_of(one).signatures(use.path)
-        bound = use.bound or release_of(one).find(use.path).entry.startswith(CLASS)
-        if signatures and not refused(signatures, keywords, positional, bound=bound):
-            return True
-    return False
+    releases = [release_of(one) for one in known_releases()]
+    return any(
+        one.signatures(use.path) and not one.refuses(use.path, keywords, positional, bound=use.bound)
+        for one in releases
+    )

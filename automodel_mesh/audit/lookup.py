@@ -81,6 +81,11 @@ class Release:
             return ()
         return tuple(one.partition(RETURNS)[0] for one in found.entry.split("|"))
 
+    def refuses(self, path: str, keywords: tuple[str, ...], positional: int | None, *, bound: bool) -> str:
+        """Tell what of a call a function of this release, or what makes a class, does not take: see `refused`."""
+        takes_self = bound or self.find(path).entry.startswith(CLASS)
+        return refused(self.signatures(path), keywords, positional, bound=takes_self)
+
     def type_of(self, path: str, *, called: bool) -> str:
         """Return the class of what is found under a path, or of what calling it returns; empty if it is not known."""
         found = self.find(path)
@@ -196,7 +201,8 @@ def release_of(name: str) -> Release:
 # --- arguments
 
 
-def refused(signatures: Collection[str], keywords: Collection[str], positional: int | None, *, bound: bool) -> str:
+@cache  # most releases have the same signatures
+def refused(signatures: tuple[str, ...], keywords: tuple[str, ...], positional: int | None, *, bound: bool) -> str:
     """Tell what of a call a function does not take.
 
     Args:

@@ -7,8 +7,6 @@ import ast
 from automodel_mesh.audit.patterns import MeshCall, Receiver, strings
 from automodel_mesh.audit.values import Instance
 
-__all__ = ["made_by_call", "made_mesh", "strings"]
-
 
 def made_mesh(of: str, made: Receiver, axes: tuple[str, ...], mesh: Instance | None) -> Instance:
     """Return a mesh, whose root is that of another one if it is made from that."""

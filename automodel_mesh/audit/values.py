@@ -212,7 +212,6 @@ class Use:
         context: where it stands.
         bound: of a call, whether the first parameter is given by an object.
         receiver: of a call of a method, or a subscript, the object.
-        by_name: whether the object's type is not known, and the name alone tells it.
     """
 
     path: str
@@ -221,4 +220,3 @@ class Use:
     context: Context
     bound: bool = False
     receiver: Instance | None = None
-    by_name: bool = False

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
 from automodel_mesh.migrating import files, report
 from automodel_mesh.migrating.files import FileError
-from automodel_mesh.terminal import visible, write_json
+from automodel_mesh.terminal import visible, write, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -119,10 +119,8 @@ def _show(migrated: list[report.File], options: argparse.Namespace) -> None:
 
 
 def _write(lines: Iterable[str]) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    for line in lines:  # code may contain characters that stdout cannot write
-        sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
+    if text := "".join(lines):
+        write(text.removesuffix("\n"))
 
 
 def _refuse(why: str) -> int:

@@ -122,8 +122,12 @@ def test_functions_take_their_own_parameters() -> None:
             parameters = inspect.signature(function).parameters.values()
             keywords = [one.name for one in parameters if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}]
             count += 1
-            if any(not refused(there, keywords, 0, bound=False) for there in signatures_elsewhere(f"{path}.{name}")):
-                wrong += [f"{path}.{name}({one})" for one in [refused(signatures, keywords, 0, bound=False)] if one]
+            if any(
+                not refused(there, tuple(keywords), 0, bound=False) for there in signatures_elsewhere(f"{path}.{name}")
+            ):
+                wrong += [
+                    f"{path}.{name}({one})" for one in [refused(signatures, tuple(keywords), 0, bound=False)] if one
+                ]
     assert count > FEWEST_MISSING
     assert wrong == []
 
@@ -146,4 +150,4 @@ def test_functions_take_their_own_parameters() -> None:
 @pytest.mark.release_independent
 def test_what_a_signature_refuses(signature: str, keywords: list[str], positional: int | None, answer: str) -> None:
     """Keywords must be parameters that can be given by name, and positional arguments must have places."""
-    assert refused([signature], keywords, positional, bound=False) == answer
+    assert refused((signature,), tuple(keywords), positional, bound=False) == answer
