@@ -1,7 +1,7 @@
 """Imports the packages of ci_matrix/audit.toml on the installed torch, audits them, and compares the two.
 
 python -m tests.audit_proof FOLDER           exits with 1 if the audit is wrong and audit.toml does not say so
-python -m tests.audit_proof FOLDER record    also records the results in ci_matrix/results/, if it is not
+python -m tests.audit_proof FOLDER record    also records the results in ci_matrix/results/
 
 FOLDER has a folder for each version of a package, named as accelerate==1.15.0.
 """
@@ -78,7 +78,7 @@ def main(place: str, *options: str) -> int:
             answers = f"the audit says {each['predicted']}, importing it {each['true']} {each['error']}"
             sys.stdout.write(f"  {each['file']}:{each['line']} {each['name']}: {answers} ({note})\n")
         rows.append({"package": name, **as_row(comparison)})
-    if "record" in options and not unknown:
+    if "record" in options:  # tests/test_audit_proof.py fails until each wrong answer in it has a reason
         session = f"audit-downstream-{release}"
         today = datetime.now(tz=timezone.utc).date().isoformat()
         result = {"session": session, "date": today, "python": platform.python_version(), "torch": torch, "rows": rows}
