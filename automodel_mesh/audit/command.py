@@ -53,6 +53,7 @@ from automodel_mesh.audit.sarif import as_sarif
 from automodel_mesh.audit.selection import select
 from automodel_mesh.audit.torch_names import add_release, known_releases, recorded_releases
 from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
+from automodel_mesh.python_files import FileError, python_files
 from automodel_mesh.tables import show
 from automodel_mesh.terminal import one_line, write_json
 from automodel_mesh.tracking.sources import SourcesError
@@ -152,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
         shown = found if options.all else _without_harmless(found)
         if options.sarif is not None:
             _write_sarif(shown, options.sarif)
-    except AuditError as error:
+    except (AuditError, FileError) as error:
         return _refuse(str(error))
     _tell_notes(found)
     if options.json:
@@ -166,16 +167,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _audited(options: argparse.Namespace) -> Audit:
     """Audit the paths on the releases that are chosen."""
-    for path in options.paths:
-        if not path.exists():
-            raise AuditError(f"there is no file or folder {str(path)!r}")
+    if not list(python_files(options.paths)):
+        raise AuditError(f"there is no Python file in {', '.join(map(str, options.paths))}")
     releases = known_releases() if options.releases is None else select(options.releases, recorded_releases())
     if options.torch is not None:
         releases = (*(releases if options.releases is not None else ()), _read_torch(options.torch))
-    found = audit(options.paths, releases)
-    if not (found.files or found.unread or found.other_files):
-        raise AuditError(f"there is no Python file in {', '.join(map(str, options.paths))}")
-    return found
+    return audit(options.paths, releases)
 
 
 def _read_torch(what: Path) -> str:

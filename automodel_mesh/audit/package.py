@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import tokenize
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.audit.findings import Unread
 from automodel_mesh.audit.reading import Reader
+from automodel_mesh.python_files import python_files
 from automodel_mesh.tracking.sources import PARSER_ERRORS
 
 if TYPE_CHECKING:
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 _DEFINED: Final = re.compile(r"\bdef (\w+)|\.(\w+)\s*=[^=]|\bsetattr\([^,]+, [\"'](\w+)[\"']")
 
-_SKIPPED: Final = frozenset({"__pycache__", "node_modules", "build", "dist", "site-packages", "venv", "env"})
-
 
 class Package:
     """Some Python files.
 
     Args:
-        paths: files and folders; of folders, all Python files in them but those of environments and hidden folders.
+        paths: files and folders; `python_files` says which files of a folder are meant.
+
+    Raises:
+        FileError: a path does not exist, or is a notebook.
 
     Attributes:
         files: each file by the path that findings name it by.
@@ -38,7 +39,7 @@ class Package:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.files: dict[str, Path] = dict(sorted(_python_files(paths)))
+        self.files: dict[str, Path] = {file.as_posix(): file for file in sorted(python_files(paths))}
         self.unread: list[Unread] = []
         self.sources: dict[str, str] = {}
         self.told: dict[ast.AST, Value] = {}
@@ -91,19 +92,6 @@ class Package:
             self.unread.append(Unread(file, f"{line}{getattr(error, 'msg', None) or error}"))
             return
         self.sources[file], self._trees[file] = source, tree
-
-
-def _python_files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    for path in paths:
-        if not path.is_dir():
-            yield path.as_posix(), path
-            continue
-        for folder, folders, files in os.walk(path):
-            folders[:] = [one for one in folders if not one.startswith(".") and one not in _SKIPPED]
-            for one in files:
-                if one.endswith(".py"):
-                    file = Path(folder) / one
-                    yield file.as_posix(), file
 
 
 def _module_name(path: Path) -> str:

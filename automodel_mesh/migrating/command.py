@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
 from automodel_mesh.migrating import files, report
-from automodel_mesh.migrating.files import FileError
+from automodel_mesh.python_files import FileError, python_files
 from automodel_mesh.terminal import visible, write, write_json
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         return _refuse(f"migrate needs libcst: pip install 'automodel-mesh[migrate]' ({error})")
     try:
-        found = list(files.python_files(options.paths))
+        found = list(python_files(options.paths))
     except FileError as error:
         return _refuse(str(error))
     if not found:

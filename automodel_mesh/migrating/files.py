@@ -1,4 +1,4 @@
-"""The Python files below some paths: found, read, and written atomically, in the encoding that they have."""
+"""Python files, read and written atomically, in the encoding that they have."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ import os
 import stat
 import tempfile
 import tokenize
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-_SKIPPED: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
-_ENVIRONMENT: Final = "pyvenv.cfg"
-
-
-class FileError(Exception):
-    """A file cannot be read or written; the message says why."""
+from automodel_mesh.python_files import FileError
 
 
 @dataclass(frozen=True)
@@ -32,22 +25,6 @@ class Text:
 
     code: str
     encoding: str
-
-
-def python_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the files that some paths name, each once: a file as it is, and of a folder those that end in `.py`.
-
-    In a folder, links, hidden files and folders, environments, `node_modules` and `__pycache__` are left out.
-
-    Raises:
-        FileError: a path does not exist, or is a notebook.
-    """
-    seen: set[Path] = set()
-    for path in paths:
-        for file in _below(path) if path.is_dir() else [_file(path)]:
-            if (resolved := file.resolve()) not in seen:
-                seen.add(resolved)
-                yield file
 
 
 def read(path: Path) -> Text:
@@ -88,28 +65,6 @@ def write(path: Path, text: Text) -> None:
             raise
     except (OSError, UnicodeEncodeError) as error:
         raise FileError(_reason(error)) from error
-
-
-def _file(path: Path) -> Path:
-    if not path.exists():
-        raise FileError(f"{path} does not exist")
-    if path.suffix == ".ipynb":
-        raise FileError(f"{path} is a notebook: save its code as a .py file")
-    return path
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for name, folders, files in os.walk(folder):
-        here = Path(name)
-        folders[:] = sorted(one for one in folders if not _is_skipped(here / one))
-        for file in sorted(files):
-            path = here / file
-            if path.suffix == ".py" and not file.startswith(".") and path.is_file() and not path.is_symlink():
-                yield path
-
-
-def _is_skipped(folder: Path) -> bool:
-    return folder.name.startswith(".") or folder.name in _SKIPPED or (folder / _ENVIRONMENT).exists()
 
 
 def _reason(error: Exception) -> str:

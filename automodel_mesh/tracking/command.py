@@ -36,30 +36,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.exit_status import UNUSABLE
-from automodel_mesh.terminal import ERASE_LINE, hint_at_rich, rich_module, terminal_width, visible, write, write_json
+from automodel_mesh.terminal import hint_at_rich, rich_module, terminal_width, visible, write, write_json
 from automodel_mesh.tracking import report
+from automodel_mesh.tracking.arguments import add_index_options, cache_of, read_sources
 from automodel_mesh.tracking.comparison import Comparison, Verdict, compare
-from automodel_mesh.tracking.index import NEWEST, NIGHTLY, default_cache, read_release
 from automodel_mesh.tracking.ledger import Ledger, LedgerError, load_ledger
-from automodel_mesh.tracking.sources import (
-    ACCEPTED,
-    Sources,
-    SourcesError,
-    Unit,
-    Watch,
-    ignore_progress,
-    read_installed,
-    read_path,
-)
+from automodel_mesh.tracking.progress import progress
+from automodel_mesh.tracking.sources import Sources, SourcesError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
     from types import ModuleType
 
 STATUSES: Final[dict[Verdict, int]] = {"known": 0, "breaks": 1, "needs a look": 3}
@@ -73,7 +61,6 @@ _COLOURS: Final[dict[report.LineKind, str]] = {
     "removed": "red",
     "hunk": "cyan",
 }
-_SECONDS_PER_REDRAW: Final = 0.1
 
 _DESCRIPTION: Final = """\
 Read the Python sources of a torch without installing it, compare them with the ledger of the private names that
@@ -118,19 +105,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     track.set_defaults(run=run)
     track.add_argument("what", metavar="WHAT", help="a release, newest, nightly, a wheel file, a folder, or installed")
-    track.add_argument(
-        "--index-url",
-        metavar="URL",
-        help="the package index to read releases from, or a folder that is one (default: PIP_INDEX_URL, "
-        "UV_DEFAULT_INDEX or UV_INDEX_URL if set, else the public one)",
-    )
-    track.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="the folder that stores what was read of releases (default: AUTOMODEL_MESH_CACHE if set, else "
-        "automodel-mesh in XDG_CACHE_HOME or ~/.cache)",
-    )
+    add_index_options(track)
     output = track.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON document")
     output.add_argument("--markdown", action="store_true", help="print Markdown that fits into an issue on GitHub")
@@ -187,61 +162,18 @@ def run(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> tuple[Comparison, Ledger | None]:
     """Compare the torch with the ledger; with `--record`, return the ledger with that torch added."""
-    cache = default_cache() if options.cache is None else options.cache
     ledger = load_ledger()
     if options.ledger_until is not None:
         ledger = ledger.cut(options.ledger_until)
-    with _progress() as watch:
+    with progress() as watch:
 
         def read(what: str) -> Sources:
-            return read_sources(what, ledger.paths, index_url=options.index_url, cache=cache, watch=watch)
+            return read_sources(what, ledger.paths, index_url=options.index_url, cache=cache_of(options), watch=watch)
 
         sources = read(options.what)
         watch("comparing")
         comparison = compare(ledger, sources, fetch=read)
     return comparison, ledger.record(sources) if options.record else None
-
-
-def read_sources(
-    what: str,
-    paths: Collection[str],
-    *,
-    index_url: str | None = None,
-    cache: Path | None = None,
-    watch: Watch = ignore_progress,
-) -> Sources:
-    """Read source files of the torch that WHAT names.
-
-    Args:
-        what: `"installed"`, the path of a wheel or folder (see `read_path`), or a release (see `read_release`). An
-            existing path is read as such even if its name is also a version.
-        paths: The files, as a wheel names them, such as `"torch/distributed/device_mesh.py"`.
-        index_url: The package index for releases; see `read_release`.
-        cache: The folder that stores what is read of releases; see `read_release`.
-        watch: Called with each step.
-
-    Returns:
-        The version, where it was read, and those of the files that this torch has.
-
-    Raises:
-        SourcesError: `what` is none of these, or the torch cannot be read.
-    """
-    if what == "installed":
-        return read_installed(paths, watch)
-    path = None if what in {NEWEST, NIGHTLY} else _existing(what)
-    if path is not None:
-        return read_path(path, paths, watch)
-    if "/" in what or "\\" in what or what.endswith(".whl"):
-        raise SourcesError(f"{what!r} does not exist: {ACCEPTED}")
-    return read_release(what, paths, index_url=index_url, cache=cache, watch=watch)
-
-
-def _existing(what: str) -> Path | None:
-    try:
-        path = Path(what).expanduser()
-        return path if what.strip() and path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a null character, or the home of an unknown user
-        return None
 
 
 # --- the report
@@ -267,78 +199,3 @@ def _show_coloured(comparison: Comparison, console_module: ModuleType) -> None:
     console = console_module.Console(highlight=False)
     for line in report.as_lines(comparison, width=console.width):
         console.print(Text(line.text, style=_COLOURS.get(line.kind, "")), soft_wrap=True)
-
-
-# --- progress
-
-
-def _progress() -> AbstractContextManager[Watch]:
-    """Show progress while the block runs, if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        return nullcontext(ignore_progress)
-    if rich_module("progress") is not None:
-        return _bar()
-    return _line(sys.stderr)
-
-
-@contextmanager
-def _line(stream: TextIO) -> Generator[Watch, None, None]:
-    """Show steps on one line that is rewritten, and erase it at the end."""
-    line = _Line(stream, terminal_width())
-    try:
-        yield line
-    finally:
-        stream.write(ERASE_LINE)
-        stream.flush()
-
-
-class _Line:
-    """A line of progress, rewritten for each step, and at most ten times a second within a step."""
-
-    def __init__(self, stream: TextIO, columns: int) -> None:
-        self._stream = stream
-        self._columns = columns
-        self._step = ""
-        self._written = -_SECONDS_PER_REDRAW
-
-    def __call__(self, step: str, done: int = 0, total: int = 0, unit: Unit = "files") -> None:
-        now = time.monotonic()
-        if step == self._step and now - self._written < _SECONDS_PER_REDRAW:
-            return
-        self._step, self._written = step, now
-        text = " ".join(filter(None, [visible(step), _amount(done, total, unit)]))
-        self._stream.write(ERASE_LINE + text[: self._columns - 1])  # a wrapped line could not be erased
-        self._stream.flush()
-
-
-@contextmanager
-def _bar() -> Generator[Watch, None, None]:
-    """Show steps with a progress bar, and remove it at the end."""
-    import rich.console  # noqa: PLC0415 - an extra, and used on terminals only
-    import rich.progress as bars  # noqa: PLC0415
-
-    columns = (
-        bars.SpinnerColumn(),
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
-        bars.TextColumn("{task.fields[amount]}", markup=False),
-    )
-    with bars.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as progress:
-        shown = ""
-        task = progress.add_task(shown, total=None, amount="")
-
-        def watch(step: str, done: int = 0, total: int = 0, unit: Unit = "files") -> None:
-            nonlocal shown, task
-            if step != shown:  # a total can be changed, but not removed
-                progress.remove_task(task)
-                shown, task = step, progress.add_task(visible(step), total=None, amount="")
-            progress.update(task, completed=done, total=total or None, amount=_amount(done, total, unit))
-
-        yield watch
-
-
-def _amount(done: int, total: int, unit: Unit) -> str:
-    """Put an amount into words; nothing if it is not known."""
-    if unit == "files":
-        return f"{done} of {total}" if total else ""
-    return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"

@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -77,17 +77,71 @@ def read_release(
             damaged, or the libraries for reading an index are not installed.
     """
     url = _index_url(index_url)
-    index = _PUBLIC if url is None else without_secrets(url).rstrip("/")
+    index = _name_of(url)
     exact = _exact(release)
     found = None if exact is None else load_cached(_cache_file(cache, exact, index))
     if found is None or not found.has(paths):
         with closing(_connect(url, index, timeout, watch, time_limit)) as connection:
-            wheels = [wheel for wheel in map(_wheel, connection.packages()) if wheel is not None]
-            version = exact or _newest(release, wheels, index)
-            wheel = _wheel_of(version, wheels, index)
+            version, wheel = _find(release, connection, index)
             found = _read_missing(connection, wheel, paths, _cache_file(cache, version, index), watch)
     origin = f"{found.wheel}{' (yanked)' if found.yanked else ''} of {index}"
     return make_sources(found.files, paths, origin, fallback_version=found.version)
+
+
+@dataclass(frozen=True)
+class WheelOfRelease:
+    """The wheel of a release on a package index.
+
+    Attributes:
+        name: its file name, which no wheel with other contents has on the same index.
+        index: the index, without passwords.
+        download: gets the whole wheel; takes a folder, and returns the path of the wheel, which may lie elsewhere.
+    """
+
+    name: str
+    index: str
+    download: Callable[[Path], Path]
+
+
+@contextmanager
+def find_wheel(
+    release: str,
+    *,
+    index_url: str | None = None,
+    watch: Watch = ignore_progress,
+    timeout: float = 30.0,
+    time_limit: float | None = None,
+) -> Generator[WheelOfRelease, None, None]:
+    """Find the wheel of a release on a package index, which can be downloaded while the block runs.
+
+    Args:
+        release: See `read_release`, as for the other arguments.
+        index_url: The root of the index.
+        watch: Called with each step.
+        timeout: Seconds to wait for a connection, and for each piece of an answer.
+        time_limit: Seconds that all requests may take together; by default 900.
+
+    Raises:
+        SourcesError: As `read_release` does; also from the download.
+    """
+    url = _index_url(index_url)
+    index = _name_of(url)
+    _exact(release)
+    with closing(_connect(url, index, timeout, watch, time_limit)) as connection:
+        _, wheel = _find(release, connection, index)
+        yield WheelOfRelease(wheel.name, index, lambda folder: connection.download(wheel.package, folder))
+
+
+def _find(release: str, connection: Connection, index: str) -> tuple[Version, _Wheel]:
+    """Return the version that is meant, and its wheel to read."""
+    wheels = [wheel for wheel in map(_wheel, connection.packages()) if wheel is not None]
+    version = _exact(release) or _newest(release, wheels, index)
+    return version, _wheel_of(version, wheels, index)
+
+
+def _name_of(url: str | None) -> str:
+    """Return what messages call an index."""
+    return _PUBLIC if url is None else without_secrets(url).rstrip("/")
 
 
 def _read_missing(
@@ -287,10 +341,19 @@ def store_cached(file: Path, cached: CachedRelease) -> None:
     Raises:
         OSError: The folder cannot be made or written.
     """
+    write_whole(file, json.dumps({"schema": _CACHE_SCHEMA, **asdict(cached)}).encode())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file completely or not at all, even if several processes write it, and the folder that it is in.
+
+    Raises:
+        OSError: The folder cannot be made or written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.{uuid4().hex}.part")
     try:
-        part.write_text(json.dumps({"schema": _CACHE_SCHEMA, **asdict(cached)}), encoding="utf-8")
+        part.write_bytes(content)
         part.replace(file)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Thread
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 from zipfile import ZipFile
@@ -153,16 +153,31 @@ class Connection:
     def read(self, wheel: DistributionPackage, paths: Collection[str]) -> dict[str, str | None]:
         """Read members of a wheel: by ranges if the server supports them, else from the whole wheel."""
         url = self._with_credentials(wheel.url)
-        file = _local_path(url)
         with self._explained(f"reading {wheel.filename} of {self._name}"):
-            if file is None:
-                return self._in_time(lambda: self._from_server(url, wheel, paths))
-            if _local_path(self._url or "") is None:
-                raise SourcesError(
-                    f"{self._name} links {wheel.filename} to a file of this machine, which only an "
-                    f"index on this machine may do; {_ADVICE}"
-                )
-            return self._members(ZipFile(file), wheel, paths)
+            if (file := self._local_wheel(url, wheel)) is not None:
+                return self._members(ZipFile(file), wheel, paths)
+            return self._in_time(lambda: self._from_server(url, wheel, paths))
+
+    def download(self, wheel: DistributionPackage, folder: Path) -> Path:
+        """Download a wheel into a folder, and return its path; one of an index on this machine stays where it is."""
+        url = self._with_credentials(wheel.url)
+        with self._explained(f"downloading {wheel.filename} from {self._name}"):
+            if (file := self._local_wheel(url, wheel)) is not None:
+                return file
+            # Not under the name that the index gives it, which may contain anything.
+            with (path := folder / "torch.whl").open("wb") as opened:
+                self._in_time(lambda: self._download(url, wheel, opened))
+            return path
+
+    def _local_wheel(self, url: str, wheel: DistributionPackage) -> Path | None:
+        """Return the path of a wheel on this machine, `None` for one on a server."""
+        file = _local_path(url)
+        if file is not None and _local_path(self._url or "") is None:
+            raise SourcesError(
+                f"{self._name} links {wheel.filename} to a file of this machine, which only an "
+                f"index on this machine may do; {_ADVICE}"
+            )
+        return file
 
     def _in_time(self, read: Callable[[], _T]) -> _T:
         """Call a function that uses the network, in a thread that is left alone when the time is over.
@@ -203,9 +218,14 @@ class Connection:
             return read_members(archive, paths, wheel.filename, self._watch)
 
     def _from_download(self, url: str, wheel: DistributionPackage, paths: Collection[str]) -> dict[str, str | None]:
+        with TemporaryFile() as file:
+            self._download(url, wheel, file)
+            return self._members(ZipFile(file), wheel, paths)
+
+    def _download(self, url: str, wheel: DistributionPackage, file: IO[bytes]) -> None:
         step = f"downloading {wheel.filename}"
         digest = hashlib.sha256()
-        with TemporaryFile() as file, self._session.get(url, stream=True, timeout=self._timeout) as answer:
+        with self._session.get(url, stream=True, timeout=self._timeout) as answer:
             answer.raise_for_status()
             total = int(answer.headers.get("Content-Length", 0))
             for chunk in answer.iter_content(1 << 20):
@@ -213,9 +233,8 @@ class Connection:
                 _require_at_most(WHEEL_LIMIT, file.tell())
                 digest.update(chunk)
                 self._watch(step, file.tell(), total, "bytes")
-            if wheel.digests.get("sha256") not in {None, digest.hexdigest()}:
-                raise SourcesError(f"{step} from {self._name} failed: its sha256 differs from the one on the index")
-            return self._members(ZipFile(file), wheel, paths)
+        if wheel.digests.get("sha256") not in {None, digest.hexdigest()}:
+            raise SourcesError(f"{step} from {self._name} failed: its sha256 differs from the one on the index")
 
     def _with_credentials(self, url: str) -> str:
         """Add the user and password of the index to a wheel's URL, if it is on the same server."""

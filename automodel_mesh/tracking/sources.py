@@ -29,12 +29,14 @@ ARCHIVE_ERRORS: Final = (BadZipFile, zlib.error, EOFError, NotImplementedError, 
 PARSER_ERRORS: Final = (SyntaxError, ValueError, RecursionError, MemoryError)
 """What Python raises for sources that are not valid, contain null characters, or are nested too deeply."""
 
+INSTALLED: Final = "installed"
+
 ACCEPTED: Final = (
     "give 'installed', a wheel (a file whose name ends in .whl), a folder (a checkout of PyTorch, a folder 'torch', a "
     "site-packages folder or a virtual environment), a release such as '2.15.0', '2.15' or '2.16.0rc1', 'newest' or "
     "'nightly'"
 )
-"""The end of error messages: what `automodel-mesh track` accepts."""
+"""The end of error messages: what `automodel-mesh track` and `audit --torch` accept."""
 
 _SITE_PACKAGES: Final = ("lib/python*/site-packages", "lib/python*/dist-packages", "Lib/site-packages")
 
@@ -85,13 +87,22 @@ def read_installed(paths: Collection[str], watch: Watch = ignore_progress) -> So
     Raises:
         SourcesError: No torch is installed, its version is not stated or not valid, or a file is not UTF-8.
     """
+    return _read_package(installed_torch(), "the installed torch", paths, watch)
+
+
+def installed_torch() -> Path:
+    """Find the folder of the torch that `import torch` would import here.
+
+    Raises:
+        SourcesError: No torch is installed.
+    """
     try:
         spec = importlib.util.find_spec("torch")
     except ValueError:  # a module without a spec that a program has put into sys.modules
         spec = None
     if spec is None or spec.origin is None:
         raise SourcesError(f"no torch is installed for {sys.executable}: {ACCEPTED}")
-    return _read_package(Path(spec.origin).parent, "the installed torch", paths, watch)
+    return Path(spec.origin).parent
 
 
 def read_path(path: Path, paths: Collection[str], watch: Watch = ignore_progress) -> Sources:

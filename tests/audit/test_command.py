@@ -56,6 +56,7 @@ def finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Finds:
     """Let the command find given findings, in a folder that has src/."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "src").mkdir()
+    (tmp_path / "src/train.py").touch()
 
     def prepare(*findings: Finding, **fields: Any) -> Found:
         found = Found(*findings, **fields)
@@ -99,7 +100,7 @@ def test_the_exit_status_is_that_of_fail_on(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["nowhere"], "there is no file or folder 'nowhere'"),
+        (["nowhere"], "nowhere does not exist"),
         (["src", "--releases", "2.99"], "'2.99' is not a recorded torch release"),
         (["src", "--baseline", "none.json"], "none.json cannot be read: No such file or directory"),
         (["src", "--write-baseline", "no/none.json"], "no/none.json cannot be written"),
@@ -120,6 +121,7 @@ def test_wrong_arguments_give_2_and_a_reason(
 def test_nothing_to_read_is_no_success(finds: Finds, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder without Python files gives 2: a wrong path in CI must not pass for ever."""
     finds(files=())
+    Path("src/train.py").rename("src/train.txt")
     assert main(["audit", "src"]) == 2
     assert capsys.readouterr().err == "automodel-mesh: there is no Python file in src\n"
 

@@ -18,8 +18,9 @@ import pytest
 from packaging.version import Version
 
 from automodel_mesh.cli import main
-from automodel_mesh.tracking.command import _amount, _Line, read_sources
+from automodel_mesh.tracking.arguments import read_sources
 from automodel_mesh.tracking.ledger import load_ledger
+from automodel_mesh.tracking.progress import _amount, _Line
 from automodel_mesh.tracking.sources import SourcesError, Unit
 from tests import terminals
 from tests.tracking.small_torch import PATHS, make_folder, torch_files

@@ -30,8 +30,8 @@ def test_torch_is_not_imported() -> None:
     """Reading the installed torch imports neither torch nor the libraries that only an index needs."""
     program = (
         "import sys\n"
-        "from automodel_mesh.tracking import command\n"
-        f"assert command.read_sources('installed', ['{MESH}']).files\n"
+        "from automodel_mesh.tracking.arguments import read_sources\n"
+        f"assert read_sources('installed', ['{MESH}']).files\n"
         "assert not {'torch', 'requests', 'pypi_simple', 'remotezip'} & set(sys.modules)\n"
     )
     root = Path(__file__).parents[2]
