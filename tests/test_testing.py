@@ -31,10 +31,12 @@ from automodel_mesh.testing import (
     RanksFailed,
     fake_world,
     leak_check,
+    process,
     run_ranks,
     unavailable_reason,
     worlds,
 )
+from automodel_mesh.testing.process import own_stacks
 from tests import toy_device
 
 if TYPE_CHECKING:
@@ -200,6 +202,20 @@ def test_ranks_that_wait_for_a_failed_one_are_stopped_within_seconds() -> None:
     assert [(one.rank, one.kind) for one in error.failures] == [(1, "raised"), (0, "stopped"), (2, "stopped")]
     assert "ranks 0, 2 did not end within 2 s of the first failure" in str(error)
     assert "test_testing.py" in error.failures[1].details
+
+
+@pytest.mark.release_independent
+@pytest.mark.parametrize("below", ['  File "/parent.py", line 3 in main', "  <invalid frame>", "  ..."])
+def test_stacks_end_with_the_function_of_the_test(below: str) -> None:
+    """What the parent has called is left out, whatever Python writes for it; other threads stay."""
+    thread = ["Thread 0x1 (most recent call first):", '  File "/other.py", line 1 in wait', ""]
+    current = ["Current thread 0x2 (most recent call first):", '  File "/test.py", line 2 in hang']
+    ours = f'  File "{process.__file__}", line 9 in call_function'
+    assert own_stacks("\n".join([*thread, *current, ours, below, "the end"])).splitlines() == [
+        *thread,
+        *current,
+        "the end",
+    ]
 
 
 def test_ranks_that_hang_are_killed_at_the_time_limit() -> None:

@@ -210,7 +210,7 @@ def own_stacks(text: str) -> str:
     lines: list[str] = []
     skipping = False
     for line in text.splitlines():
-        if not line.startswith("  File "):
+        if not line.startswith("  "):  # Python also writes `  ...`, and `  <invalid frame>` from 3.14 on
             skipping = False  # the next thread, or a line of another kind
         elif __file__ in line and line.endswith((f" in {call_function.__name__}", f" in {run_rank.__name__}")):
             skipping = True
