@@ -74,7 +74,7 @@ BLOCKS: Final[dict[str, list[tuple[str, str, str]]]] = {
     "how-to/audit.md": [
         ("bash", "automodel-mesh audit src", AUDIT),
         ("bash", "automodel-mesh audit src --releases", AUDIT),
-        ("bash", "pip install 'automodel-mesh[record]'", NETWORK),
+        ("bash", "pip install 'automodel-mesh[record,track]'", NETWORK),
         ("bash", "pip install --no-deps --target downloaded megatron-fsdp", NETWORK),
         ("text", "torch releases that the code fits", "not compared: the report on a package from a package index"),
         ("yaml", "permissions:", AUDIT_YAML),

@@ -47,15 +47,17 @@ from automodel_mesh.audit.baseline import Baseline, Entry
 from automodel_mesh.audit.errors import AuditError
 from automodel_mesh.audit.findings import Audit, Verdict
 from automodel_mesh.audit.judging import audit
-from automodel_mesh.audit.recording import read_names
+from automodel_mesh.audit.other_torch import read_other
 from automodel_mesh.audit.report import as_document, as_parts
 from automodel_mesh.audit.sarif import as_sarif
 from automodel_mesh.audit.selection import select
-from automodel_mesh.audit.torch_names import add_release, known_releases, recorded_releases
+from automodel_mesh.audit.torch_names import add_names, known_releases, recorded_releases
 from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
 from automodel_mesh.python_files import FileError, python_files
 from automodel_mesh.tables import show
 from automodel_mesh.terminal import one_line, write_json
+from automodel_mesh.tracking.arguments import add_index_options, cache_of
+from automodel_mesh.tracking.progress import progress
 from automodel_mesh.tracking.sources import SourcesError
 
 FailOn: TypeAlias = Literal["breaks", "cannot-tell", "never"]
@@ -81,6 +83,7 @@ examples:
   automodel-mesh audit src tests --releases '>=2.8' --fail-on cannot-tell
   automodel-mesh audit src --write-baseline audit-baseline.json
   automodel-mesh audit src --baseline audit-baseline.json --sarif audit.sarif
+  automodel-mesh audit src --torch nightly --index-url URL-OF-AN-INDEX-OF-NIGHTLIES
   automodel-mesh audit src --torch torch-2.16.0.dev20261119+cpu-cp312-cp312-linux_x86_64.whl
   automodel-mesh audit src --json | jq .verdicts
 
@@ -110,10 +113,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--releases", metavar="RELEASES", help="the torch releases (default: all that are recorded)")
     parser.add_argument(
         "--torch",
-        type=Path,
         metavar="WHAT",
-        help="a torch that is not recorded, such as a nightly: a wheel, or a folder with one; alone, or after RELEASES",
+        help="a torch that is not recorded: a wheel, a folder with one, installed, or on a package index a release, "
+        "newest or nightly; alone, or after RELEASES",
     )
+    add_index_options(parser)
     parser.add_argument(
         "--fail-on",
         choices=list(_FAILING),
@@ -153,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
         shown = found if options.all else _without_harmless(found)
         if options.sarif is not None:
             _write_sarif(shown, options.sarif)
-    except (AuditError, FileError) as error:
+    except (AuditError, FileError, SourcesError) as error:
         return _refuse(str(error))
     _tell_notes(found)
     if options.json:
@@ -171,18 +175,16 @@ def _audited(options: argparse.Namespace) -> Audit:
         raise AuditError(f"there is no Python file in {', '.join(map(str, options.paths))}")
     releases = known_releases() if options.releases is None else select(options.releases, recorded_releases())
     if options.torch is not None:
-        releases = (*(releases if options.releases is not None else ()), _read_torch(options.torch))
+        releases = (*(releases if options.releases is not None else ()), _read_torch(options))
     return audit(options.paths, releases)
 
 
-def _read_torch(what: Path) -> str:
-    """Read the names of a torch that is not recorded, and return its version."""
-    try:
-        version, scopes = read_names(what)
-    except SourcesError as error:
-        raise AuditError(str(error)) from error
-    add_release(version, scopes)
-    return version
+def _read_torch(options: argparse.Namespace) -> str:
+    """Read the names of the torch that is not recorded, and return its version."""
+    with progress() as watch:
+        names = read_other(options.torch, index_url=options.index_url, cache=cache_of(options), watch=watch)
+    add_names(names)
+    return names.releases[0]
 
 
 def _without_harmless(found: Audit) -> Audit:

@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zipfile import ZipFile
@@ -38,6 +39,8 @@ from automodel_mesh.tracking.definitions import line_range
 from automodel_mesh.tracking.sources import ARCHIVE_ERRORS, PARSER_ERRORS, SourcesError, read_path
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import griffe
 
 _CHANGES_ITSELF: Final = re.compile(
@@ -70,6 +73,18 @@ def read_names(what: Path) -> tuple[str, Scopes]:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(without_type_checking(text), encoding="utf-8")
         return sources.version, _read_folder(Path(folder))
+
+
+def import_griffe() -> ModuleType:
+    """Import griffe, which only reading the names of a torch needs.
+
+    Raises:
+        SourcesError: it is not installed.
+    """
+    try:
+        return import_module("griffe")
+    except ImportError as error:
+        raise SourcesError(f"{error}; pip install 'automodel-mesh[record]' installs what is missing") from error
 
 
 def _texts(what: Path, origin: str) -> Iterator[tuple[str, str]]:
@@ -110,10 +125,7 @@ def without_type_checking(text: str) -> str:
 
 def _read_folder(folder: Path) -> Scopes:
     """Read the package `torch` of a folder."""
-    try:
-        import griffe  # noqa: PLC0415 - an extra, needed to record only
-    except ImportError as error:
-        raise SourcesError(f"{error}; pip install 'automodel-mesh[record]' installs what is missing") from error
+    griffe = import_griffe()
     griffe.logger.setLevel("CRITICAL")  # it logs what it cannot find outside of torch
     loaded = griffe.load("torch", search_paths=[folder], allow_inspection=False, resolve_aliases=False)
     scopes: Scopes = {}

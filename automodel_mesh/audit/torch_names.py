@@ -41,7 +41,7 @@ __all__ = [
     "TYPED",
     "Scopes",
     "TorchNames",
-    "add_release",
+    "add_names",
     "known_releases",
     "load_names",
     "names_of",
@@ -82,6 +82,17 @@ class TorchNames:
         self._blocks = blocks
         self._scopes: dict[str, dict[str, dict[str, str]]] = {}
 
+    @classmethod
+    def of(cls, known: Mapping[str, Scopes]) -> TorchNames:
+        """Combine the names of releases, which are given oldest first."""
+        releases = tuple(known)
+        blocks: dict[str, str] = {}
+        for path in sorted({path for scopes in known.values() for path in scopes}):
+            having = {release: scopes[path] for release, scopes in known.items() if path in scopes}
+            names = sorted({name for names in having.values() for name in names})
+            blocks[path] = "\n".join(_line(name, having, releases) for name in names)
+        return cls(releases, blocks, _telling(known.values()))
+
     def scope(self, path: str, release: str) -> Mapping[str, str] | None:
         """Return the names of a module or class in a release, each with its entry; `None` if it does not exist."""
         if path not in self._scopes:
@@ -96,20 +107,20 @@ class TorchNames:
     def add(self, recorded: Mapping[str, Scopes]) -> TorchNames:
         """Return the names with those of some releases, which replace what was known of them."""
         known = {one: self._all(one) for one in self.releases if one not in recorded} | dict(recorded)
-        return _combine({one: known[one] for one in sorted(known, key=Version)})
+        return TorchNames.of({one: known[one] for one in sorted(known, key=Version)})
 
     def forget(self, releases: Collection[str]) -> TorchNames:
         """Return the names without those of some releases."""
-        return _combine({one: self._all(one) for one in self.releases if one not in releases})
+        return TorchNames.of({one: self._all(one) for one in self.releases if one not in releases})
 
     def text(self) -> str:
         """Return the text of the data file."""
         header = json.dumps({"schema": SCHEMA, "releases": self.releases, "telling": self.telling})
         return "\n\n".join([header, *(f"{path}\n{block}" for path, block in self._blocks.items())]) + "\n"
 
-    def save(self, file: Path) -> None:
-        """Write the data file, the same bytes for the same names."""
-        file.write_bytes(gzip.compress(self.text().encode(), compresslevel=9, mtime=0))
+    def content(self) -> bytes:
+        """Return the bytes of the data file, the same for the same names."""
+        return gzip.compress(self.text().encode(), compresslevel=9, mtime=0)
 
     def _all(self, release: str) -> Scopes:
         found = ((path, self.scope(path, release)) for path in self._blocks)
@@ -144,7 +155,7 @@ def save_names(names: TorchNames) -> Path:
     path = Path(str(resources.files("automodel_mesh.audit") / FILE)).resolve()
     if not (path.parents[2] / "pyproject.toml").is_file():
         raise AuditError(f"{path.parent} is not in a checkout of automodel-mesh: record releases in one")
-    names.save(path)
+    path.write_bytes(names.content())
     return path
 
 
@@ -170,9 +181,9 @@ def recorded_releases() -> tuple[str, ...]:
 _ADDED: Final[dict[str, TorchNames]] = {}
 
 
-def add_release(release: str, scopes: Scopes) -> None:
+def add_names(names: TorchNames) -> None:
     """Make the names of a torch known to this process that are not in the data file."""
-    _ADDED[release] = _combine({release: scopes})
+    _ADDED.update(dict.fromkeys(names.releases, names))
 
 
 def known_releases() -> tuple[str, ...]:
@@ -183,17 +194,6 @@ def known_releases() -> tuple[str, ...]:
 def names_of(release: str) -> TorchNames:
     """Return the names among which those of a release are."""
     return _ADDED.get(release) or load_names()
-
-
-def _combine(known: Mapping[str, Scopes]) -> TorchNames:
-    """Combine the names of releases."""
-    releases = tuple(known)
-    blocks: dict[str, str] = {}
-    for path in sorted({path for scopes in known.values() for path in scopes}):
-        having = {release: scopes[path] for release, scopes in known.items() if path in scopes}
-        names = sorted({name for names in having.values() for name in names})
-        blocks[path] = "\n".join(_line(name, having, releases) for name in names)
-    return TorchNames(releases, blocks, _telling(known.values()))
 
 
 def _telling(known: Iterable[Scopes]) -> dict[str, str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
 
 import pytest
 
 from automodel_mesh.audit.recording import read_names, without_type_checking
 from automodel_mesh.audit.torch_names import Scopes, TorchNames, parse_names
-from automodel_mesh.cli import main
 from automodel_mesh.tracking.sources import SourcesError
 from tests.tracking.small_torch import make_folder, make_wheel
 
@@ -92,18 +90,3 @@ def test_a_folder_without_torch_is_refused(tmp_path: Path) -> None:
     """The error says what a folder must have."""
     with pytest.raises(SourcesError, match="no torch"):
         read_names(tmp_path)
-
-
-def test_a_torch_that_is_not_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`--torch` audits for a wheel, alone or after recorded releases."""
-    code = tmp_path / "code.py"
-    code.write_text("from torch.nn import Linear\nimport torch.distributed\n")
-    wheel = str(make_wheel(tmp_path, "2.99.0.dev1+cpu", files=FILES))
-    assert main(["audit", str(code), "--torch", wheel, "--json"]) == 1
-    document = json.loads(capsys.readouterr().out)
-    assert document["verdicts"] == {"2.99.0.dev1+cpu": "breaks"}
-    assert [one["name"] for one in document["findings"]] == ["torch.distributed"]
-    assert main(["audit", str(code), "--releases", "2.9", "--torch", wheel, "--json"]) == 1
-    assert list(json.loads(capsys.readouterr().out)["verdicts"]) == ["2.9.0", "2.9.1", "2.99.0.dev1+cpu"]
-    assert main(["audit", str(code), "--torch", str(tmp_path / "nowhere.whl")]) == 2
-    assert "nowhere.whl cannot be read" in capsys.readouterr().err
