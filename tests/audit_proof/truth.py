@@ -1,4 +1,4 @@
-"""Imports every module of a package on the installed torch, each in a process of its own, and says where that fails.
+"""Imports every module of a package on the installed torch, and says where that fails.
 
 python -m tests.audit_proof.truth FOLDER RESULT.json [PART ...]
 
@@ -24,12 +24,12 @@ import warnings
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from tests.audit_proof.stand_ins import StandIns
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Sequence
 
 SECONDS: Final = 600
 """The time limit of an import."""
@@ -192,40 +192,50 @@ class Importer:
         self.folder = folder
         self.stand_ins = StandIns()
         self.loaded: set[str] = set()
+        self._failures: dict[str, Failure] = {}
 
-    def attempt(self, module: str) -> Failure | None:
-        """Try in a forked process to import a module; if that works, import it here too."""
+    def attempt(self, module: str, following: Sequence[str]) -> Failure | None:
+        """Try in a forked process to import a module, then others, up to the first failure; import here what works.
+
+        Returns:
+            Why the first module fails, if it does. If one of the others does, that is returned when it is the first.
+        """
+        if module in self._failures:
+            return self._failures.pop(module)
         read, write = os.pipe()
         child = os.fork()
         if not child:
             os.close(read)
-            answer = self._answer(module)
-            os.write(write, json.dumps(answer).encode())
+            with os.fdopen(write, "w", buffering=1) as pipe:
+                self._answer([module, *following], pipe)
             os._exit(0)
         os.close(write)
-        answer = self._wait(child, read)
-        self.stand_ins.given |= {tuple(each) for each in answer.get("given", [])}
-        if "failure" in answer:
-            return Failure(**answer["failure"])
-        self.loaded.update(answer["loaded"])
-        with quiet(), contextlib.suppress(BaseException):
-            importlib.import_module(module)
-        return None
+        number, failure = self._wait(child, read)
+        tried = [module, *following]
+        for name in tried[:number]:
+            self.loaded.add(name)
+            with quiet(), contextlib.suppress(BaseException):
+                importlib.import_module(name)
+        self.loaded.update(name for name, each in list(sys.modules.items()) if self._holds(each))
+        if failure is not None:
+            self._failures[tried[number]] = failure
+        return self._failures.pop(module, None)
 
-    def _answer(self, module: str) -> dict[str, Any]:
-        """Import a module in the forked process."""
-        answer: dict[str, Any] = {}
-        with quiet():
-            try:
-                importlib.import_module(module)
-            except BaseException as error:  # noqa: BLE001 - whatever a package does
-                answer["failure"] = asdict(explain(error, self.folder))
-        answer["loaded"] = [name for name, each in sys.modules.items() if self._holds(each)]
-        answer["given"] = sorted(self.stand_ins.given)
-        return answer
+    def _answer(self, modules: Sequence[str], pipe: TextIO) -> None:
+        """Import modules in the forked process; after each, write a line that says how that ended."""
+        for module in modules:
+            failure = None
+            with quiet():
+                try:
+                    importlib.import_module(module)
+                except BaseException as error:  # noqa: BLE001 - whatever a package does
+                    failure = asdict(explain(error, self.folder))
+            pipe.write(json.dumps({"failure": failure, "given": sorted(self.stand_ins.given)}) + "\n")
+            if failure:
+                break
 
-    def _wait(self, child: int, read: int) -> dict[str, Any]:
-        """Return what the forked process says, or that it does not."""
+    def _wait(self, child: int, read: int) -> tuple[int, Failure | None]:
+        """Return how many modules the forked process has imported, and why it has not imported the next one."""
         said = b""
         with os.fdopen(read, "rb", buffering=0) as pipe:
             while select.select([pipe], [], [], SECONDS)[0]:
@@ -236,10 +246,13 @@ class Importer:
             else:
                 os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status:
-            return {"failure": asdict(Failure("other", f"the process ended with {status}"))}
-        answer: dict[str, Any] = json.loads(said)
-        return answer
+        answers = [json.loads(line) for line in said.split(b"\n")[:-1]]
+        for answer in answers:
+            self.stand_ins.given |= {tuple(each) for each in answer["given"]}
+        failures = [Failure(**answer["failure"]) for answer in answers if answer["failure"]]
+        if status and not failures:
+            failures = [Failure("other", f"the process ended with {status}")]
+        return sum(not answer["failure"] for answer in answers), next(iter(failures), None)
 
     def _holds(self, module: Any) -> bool:
         """Tell whether a module lies in the folder."""
@@ -279,9 +292,10 @@ def find(folder: Path, parts: Iterable[str]) -> Truth:
     files = modules(folder, parts)
     broken: dict[tuple[str, int, str], Failure] = {}
     failures: dict[str, Failure] = {}
-    for file, module in files.items():
+    names = list(files.values())
+    for place, (file, module) in enumerate(files.items()):
         while module not in importer.loaded and (
-            failure := parent_failure(module, failures) or importer.attempt(module)
+            failure := parent_failure(module, failures) or importer.attempt(module, names[place + 1 :])
         ):
             if failure.cause == "torch":
                 broken[failure.file, failure.line, failure.name] = failure
