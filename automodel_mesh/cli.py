@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, Final
 from automodel_mesh import running
 from automodel_mesh.audit import command as audit_command
 from automodel_mesh.doctor import command as doctor_command
-from automodel_mesh.exit_status import INTERRUPTED, PIPE_CLOSED, UNUSABLE
+from automodel_mesh.exit_status import INTERRUPTED, PIPE_CLOSED
 from automodel_mesh.migrating import command as migrate_command
 from automodel_mesh.planning import command as plan_command
-from automodel_mesh.terminal import visible
+from automodel_mesh.terminal import refuse
 from automodel_mesh.tracking import command as track_command
 from automodel_mesh.tracking import releases
 
@@ -88,8 +88,7 @@ def main(argv: Sequence[str] | None = None, *, checks: Sequence[Check] | None = 
         return PIPE_CLOSED
     except OSError as error:  # stdout is a full disk, for one
         _drop_output()
-        sys.stderr.write(f"automodel-mesh: {visible(str(error))}\n")
-        return UNUSABLE
+        return refuse(str(error))
 
 
 def _open_closed_streams() -> None:

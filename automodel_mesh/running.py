@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from automodel_mesh.exit_status import FAILED, UNUSABLE
+from automodel_mesh.exit_status import FAILED
+from automodel_mesh.terminal import refuse
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -74,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
         # Not at the top: it imports torch, and raises ImportError for a torch that is not supported.
         from automodel_mesh.compat import backport  # noqa: PLC0415
     except ImportError as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     if not options.is_module and not Path(program).exists():
-        return _refuse(f"there is no file {program!r}")
+        return refuse(f"there is no file {program!r}")
     backport()
     if not getattr(sys.flags, "safe_path", False):  # from Python 3.11 on; then it begins with another folder
         sys.path[:1] = [str(Path.cwd()) if options.is_module else str(Path(program).resolve().parent)]
@@ -91,11 +92,6 @@ def run(options: argparse.Namespace) -> int:
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         return FAILED
     return 0
-
-
-def _refuse(why: str) -> int:
-    sys.stderr.write(f"automodel-mesh run: {why}\n")
-    return UNUSABLE
 
 
 def _of_the_program(trace: TracebackType | None) -> TracebackType | None:

@@ -8,6 +8,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from automodel_mesh.exit_status import UNUSABLE
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -45,7 +47,18 @@ def hint_at_rich(use: str) -> None:
     Args:
         use: what it would show, such as `"a table"`.
     """
-    sys.stderr.write(f"automodel-mesh: for {use}: pip install 'automodel-mesh[cli]'\n")
+    tell(f"for {use}: pip install 'automodel-mesh[cli]'")
+
+
+def tell(text: str) -> None:
+    """Write a text and a newline to stderr, with the name of the command before it; control characters are escaped."""
+    sys.stderr.write(f"automodel-mesh: {visible(text)}\n")
+
+
+def refuse(reason: str) -> int:
+    """Say on stderr why a command cannot do its work, and return the exit status of that, `UNUSABLE`."""
+    tell(reason)
+    return UNUSABLE
 
 
 def visible(text: str) -> str:

@@ -102,7 +102,7 @@ def test_the_exit_status_is_that_of_the_program(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("nothing.py",), 2, "automodel-mesh run: there is no file 'nothing.py'\n"),
+        (("nothing.py",), 2, "automodel-mesh: there is no file 'nothing.py'\n"),
         (("-m", "no_module"), 1, "ImportError: No module named no_module\n"),
         ((), 2, "the following arguments are required: PROGRAM"),
     ],

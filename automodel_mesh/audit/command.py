@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -52,10 +51,10 @@ from automodel_mesh.audit.report import as_document, as_parts
 from automodel_mesh.audit.sarif import as_sarif
 from automodel_mesh.audit.selection import select
 from automodel_mesh.audit.torch_names import add_names, known_releases, recorded_releases
-from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
+from automodel_mesh.exit_status import FAILED, PASSED
 from automodel_mesh.python_files import FileError, python_files
 from automodel_mesh.tables import show
-from automodel_mesh.terminal import one_line, write_json
+from automodel_mesh.terminal import one_line, refuse, tell, write_json
 from automodel_mesh.tracking.arguments import add_index_options, cache_of
 from automodel_mesh.tracking.progress import progress
 from automodel_mesh.tracking.sources import SourcesError
@@ -158,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
         if options.sarif is not None:
             _write_sarif(shown, options.sarif)
     except (AuditError, FileError, SourcesError) as error:
-        return _refuse(str(error))
+        return refuse(one_line(str(error)))
     _tell_notes(found)
     if options.json:
         write_json(as_document(shown))
@@ -248,9 +247,4 @@ def _tell_notes(found: Audit) -> None:
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(f"automodel-mesh: {one_line(text)}\n")
-
-
-def _refuse(reason: str) -> int:
-    _tell(reason)
-    return UNUSABLE
+    tell(one_line(text))

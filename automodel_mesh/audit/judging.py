@@ -9,13 +9,12 @@ from typing import Final, Literal, TypeAlias
 
 from automodel_mesh.audit.findings import Audit, Finding, Kind, Note
 from automodel_mesh.audit.ignoring import apply_ignores
-from automodel_mesh.audit.lookup import Release, release_of
+from automodel_mesh.audit.lookup import Release, all_releases, release_of
 from automodel_mesh.audit.mesh_calls import behaviours_of
 from automodel_mesh.audit.package import Package
 from automodel_mesh.audit.reading import Reader
 from automodel_mesh.audit.remedies import ours
 from automodel_mesh.audit.spans import spans
-from automodel_mesh.audit.torch_names import known_releases
 from automodel_mesh.audit.values import ANY_ERROR, Use
 
 Outcome: TypeAlias = Literal["guarded", "cannot tell", "breaks"]
@@ -197,13 +196,12 @@ class _Judge:
 
 def _is_anywhere(name: str) -> bool:
     """Tell whether any recorded release has a name."""
-    return any(release_of(one).find(name).state == "there" for one in known_releases())
+    return any(release.find(name).state == "there" for release in all_releases())
 
 
 def _takes_anywhere(use: Use, keywords: tuple[str, ...], positional: int | None) -> bool:
     """Tell whether the function takes the arguments on any recorded release."""
-    releases = [release_of(one) for one in known_releases()]
     return any(
-        one.signatures(use.path) and not one.refuses(use.path, keywords, positional, bound=use.bound)
-        for one in releases
+        release.signatures(use.path) and not release.refuses(use.path, keywords, positional, bound=use.bound)
+        for release in all_releases()
     )

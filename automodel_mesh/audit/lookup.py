@@ -10,7 +10,17 @@ from functools import cache
 from importlib import import_module
 from typing import Final, Literal, TypeAlias
 
-from automodel_mesh.audit.torch_names import CLASS, OPEN, REFERS, RETURNS, STUB, TYPED, TorchNames, names_of
+from automodel_mesh.audit.torch_names import (
+    CLASS,
+    OPEN,
+    REFERS,
+    RETURNS,
+    STUB,
+    TYPED,
+    TorchNames,
+    known_releases,
+    names_of,
+)
 
 State: TypeAlias = Literal["there", "missing", "unknown"]
 
@@ -190,6 +200,11 @@ def _python_has(path: str, name: str) -> bool:
         return True
     owner = getattr(import_module(module or "builtins"), last, None)
     return owner is None or hasattr(owner, name)
+
+
+def all_releases() -> list[Release]:
+    """Return all releases whose names are known, oldest first."""
+    return [release_of(name) for name in known_releases()]
 
 
 @cache

@@ -8,9 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from automodel_mesh.audit.behaviours import BEHAVIOURS, Behaviour, Rule
-from automodel_mesh.audit.lookup import release_of
+from automodel_mesh.audit.lookup import all_releases
 from automodel_mesh.audit.patterns import MeshCall, strings
-from automodel_mesh.audit.torch_names import known_releases
 
 if TYPE_CHECKING:
     from automodel_mesh.audit.values import Use
@@ -51,7 +50,7 @@ def _rules(path: str) -> list[tuple[Behaviour, Rule]]:
 
 @cache
 def _canonical(path: str) -> str:
-    found = (release_of(release).find(path) for release in reversed(known_releases()))
+    found = (release.find(path) for release in reversed(all_releases()))
     return next((one.path for one in found if one.state == "there"), path)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from automodel_mesh.audit.lookup import release_of
-from automodel_mesh.audit.torch_names import known_releases
+from automodel_mesh.audit.lookup import all_releases
 from automodel_mesh.migrating.equivalents import CLASSES, COMPAT, MODULES, equivalents
 
 
@@ -14,7 +13,7 @@ def ours(path: str) -> str:
     """Return the dotted path of our function that does what a name of torch does; empty if there is none."""
     owner, _, name = path.rpartition(".")
     table = equivalents()
-    found = (release_of(release).find(owner).path for release in known_releases())
+    found = (release.find(owner).path for release in all_releases())
     defined = {one.replace(":", ".") for one in found}
     of_module = defined & set(MODULES)
     if of_module and name in table.module_functions:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from automodel_mesh.audit.lookup import release_of
-from automodel_mesh.audit.torch_names import known_releases
+from automodel_mesh.audit.lookup import all_releases
 
 
 @cache
 def type_of(path: str, *, called: bool) -> str:
     """Return the class of a value of torch, or of what calling it returns; empty if no release declares it."""
-    found = (release_of(release).type_of(path, called=called) for release in reversed(known_releases()))
+    found = (release.type_of(path, called=called) for release in reversed(all_releases()))
     return next(filter(None, found), "")

@@ -21,9 +21,9 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from automodel_mesh.arguments import whole_number
-from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
+from automodel_mesh.exit_status import FAILED, PASSED
 from automodel_mesh.planning.arguments import add_mesh_arguments, given_options
-from automodel_mesh.terminal import write_json
+from automodel_mesh.terminal import refuse, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,8 +119,7 @@ def run(options: argparse.Namespace, *, version: str, checks: Sequence[Check] | 
     """
     launched = options.under_launcher or (options.ranks is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys())
     if contradiction := None if options.list else _contradiction(options, launched=launched):
-        sys.stderr.write(f"automodel-mesh: {contradiction}\n")
-        return UNUSABLE
+        return refuse(contradiction)
     # Torch needs no NumPy here, and warns without it when it is imported.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     try:
@@ -137,8 +136,7 @@ def run(options: argparse.Namespace, *, version: str, checks: Sequence[Check] | 
         )
         from automodel_mesh.doctor.run import run_checks  # noqa: PLC0415
     except ImportError as error:
-        sys.stderr.write(f"automodel-mesh: {error}\n")
-        return UNUSABLE
+        return refuse(str(error))
     checks = CHECKS if checks is None else checks
     if options.list:
         write_list(checks, as_json=options.json)

@@ -20,7 +20,7 @@ from automodel_mesh.exit_status import FAILED, INTERRUPTED, PASSED, UNUSABLE
 from automodel_mesh.init_utils import RankInfo, read_rank_info
 from automodel_mesh.planning.arguments import planned_mesh, sizes_of, strategy_of
 from automodel_mesh.tables import show
-from automodel_mesh.terminal import write_json
+from automodel_mesh.terminal import tell, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +44,7 @@ def run_launched(options: argparse.Namespace, environment: dict[str, str]) -> in
     try:
         request = _request(options, environment)
     except ValueError as error:
-        _say_once(f"automodel-mesh: {error}\n")
+        _say_once(str(error))
         return UNUSABLE
     _keep_stdout_for_the_report()
     reporter = _Reporter(options, environment, request)
@@ -52,7 +52,7 @@ def run_launched(options: argparse.Namespace, environment: dict[str, str]) -> in
         status = check_launch(request, reporter.report)
     except LaunchLost as error:
         if _speaks_for_its_node(request.place):
-            sys.stderr.write(f"automodel-mesh: {error}\n")
+            tell(str(error))
         status = FAILED
     except KeyboardInterrupt:
         if request.place.rank == 0:
@@ -77,7 +77,7 @@ def _speaks_for_its_node(place: RankInfo) -> bool:
 def _say_once(mistake: str) -> None:
     """Write on rank 0 what all ranks would write; the others let it: a launcher ends all when the first has failed."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(mistake)
+        tell(mistake)
         sys.stderr.flush()
     else:
         time.sleep(_SECONDS_FOR_RANK_0)

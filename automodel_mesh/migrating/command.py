@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from automodel_mesh.exit_status import FAILED, PASSED, UNUSABLE
+from automodel_mesh.exit_status import FAILED, PASSED
 from automodel_mesh.migrating import files, report
 from automodel_mesh.python_files import FileError, python_files
-from automodel_mesh.terminal import visible, write, write_json
+from automodel_mesh.terminal import refuse, visible, write, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -76,13 +76,13 @@ def run(options: argparse.Namespace) -> int:
         # Not at the top: libcst is an extra.
         from automodel_mesh.migrating.rewriting import rewrite  # noqa: PLC0415
     except ImportError as error:
-        return _refuse(f"migrate needs libcst: pip install 'automodel-mesh[migrate]' ({error})")
+        return refuse(f"migrate needs libcst: pip install 'automodel-mesh[migrate]' ({error})")
     try:
         found = list(python_files(options.paths))
     except FileError as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     if not found:
-        return _refuse(f"there is no Python file below {', '.join(map(str, options.paths))}")
+        return refuse(f"there is no Python file below {', '.join(map(str, options.paths))}")
     migrated = [_migrated(path, rewrite, write=options.write) for path in found]
     _show(migrated, options)
     is_done = all(not file.problem and (file.written or not file.changes) for file in migrated)
@@ -121,8 +121,3 @@ def _show(migrated: list[report.File], options: argparse.Namespace) -> None:
 def _write(lines: Iterable[str]) -> None:
     if text := "".join(lines):
         write(text.removesuffix("\n"))
-
-
-def _refuse(why: str) -> int:
-    sys.stderr.write(f"automodel-mesh: {visible(why)}\n")
-    return UNUSABLE

@@ -10,7 +10,6 @@ docs/how-to/plan.md describes. torch is not imported.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +26,7 @@ from automodel_mesh.planning.suggest import (
     suggestions_table,
 )
 from automodel_mesh.tables import show
-from automodel_mesh.terminal import write_json
+from automodel_mesh.terminal import tell, write_json
 from automodel_mesh.topology.mesh_tables import axes_table, counts_table, rank_table
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         document, parts = _planned(options) if options.suggest is None else _suggested(options)
     except (MeshArgumentError, OSError, ImportError) as error:
-        sys.stderr.write(f"automodel-mesh: {error}\n")
+        tell(str(error))
         return IMPOSSIBLE
     if options.json:
         write_json(document)

@@ -38,8 +38,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from automodel_mesh.exit_status import UNUSABLE
-from automodel_mesh.terminal import hint_at_rich, rich_module, terminal_width, visible, write, write_json
+from automodel_mesh.terminal import hint_at_rich, refuse, rich_module, terminal_width, write, write_json
 from automodel_mesh.tracking import report
 from automodel_mesh.tracking.arguments import add_index_options, cache_of, read_sources
 from automodel_mesh.tracking.comparison import Comparison, Verdict, compare
@@ -146,17 +145,15 @@ def run(options: argparse.Namespace) -> int:
         if recorded is not None:
             sys.stderr.write(f"recorded torch {comparison.torch} in {recorded.save()}\n")
     except (LedgerError, SourcesError, ImportError) as error:
-        sys.stderr.write(f"automodel-mesh: {visible(str(error))}\n")
-        return UNUSABLE
+        return refuse(str(error))
     except OSError:  # of stdout: those of sources are SourcesErrors
         raise
     except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means that the torch breaks our code
-        reason = visible(f"{type(error).__name__}: {str(error)[:500]}")
-        sys.stderr.write(
-            f"automodel-mesh: torch {visible(options.what[:80])} could not be read or compared: {reason}; give another "
-            "index with --index-url, or a wheel or a folder with torch\n"
+        reason = f"{type(error).__name__}: {str(error)[:500]}"
+        return refuse(
+            f"torch {options.what[:80]} could not be read or compared: {reason}; give another index with --index-url, "
+            "or a wheel or a folder with torch"
         )
-        return UNUSABLE
     return STATUSES[comparison.verdict]
 
 
