@@ -25,7 +25,7 @@ class StandIn:
         self.__name__ = self.__qualname__ = name
 
     def __getattr__(self, name: str) -> StandIn:
-        if name.startswith("__"):
+        if name.startswith(("__", "_torchdynamo")):  # torch.compile would follow what a function wraps, without an end
             raise AttributeError(name)
         return StandIn(f"{self.__name__}.{name}")
 

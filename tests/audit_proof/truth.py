@@ -3,8 +3,8 @@
 python -m tests.audit_proof.truth FOLDER RESULT.json [PART ...]
 
 FOLDER is on PYTHONPATH, and holds the package; PART is a folder or a file in it, to look at only that. Where a module
-fails since torch lacks a name, it is imported again with a stand-in there (stand_ins.py), so that all such lines of a
-module are found, and not the first alone.
+fails since torch lacks a name, it is imported again with a stand-in there (stand_ins.py), and where that does not help,
+without the statement (skipping.py), so that all such lines of a module are found, and not the first alone.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from tests.audit_proof.stand_ins import StandIns
+from tests.audit_proof.skipping import Skipping
+from tests.audit_proof.stand_ins import StandIn, StandIns
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
 SECONDS: Final = 600
 """The time limit of an import."""
@@ -117,7 +118,10 @@ def frames(error: BaseException) -> list[tuple[str, int, Any]]:
     return [each for each in walked if not each[0].startswith("<frozen importlib") and each[0] not in OWN]
 
 
-OWN: Final = (__file__, str(Path(__file__).with_name("stand_ins.py")), importlib.__file__)
+OWN: Final = (
+    *(str(Path(__file__).with_name(f"{name}.py")) for name in ("truth", "stand_ins", "skipping")),
+    importlib.__file__,
+)
 
 
 def torch_name(error: BaseException) -> str:
@@ -127,19 +131,25 @@ def torch_name(error: BaseException) -> str:
         return f"{error.name}.{wanted[1]}" if wanted else str(error.name)
     if isinstance(error, AttributeError) and error.obj is not None:
         owner: Any = error.obj if hasattr(error.obj, "__name__") else type(error.obj)
-        path = f"{owner.__module__}.{owner.__qualname__}" if hasattr(owner, "__module__") else owner.__name__
+        parts = (
+            getattr(owner, "__module__", None),
+            getattr(owner, "__qualname__", None),
+        )  # of operators: neither, or None
+        path = ".".join(filter(None, parts)) if all(parts) else owner.__name__
         return f"{path}.{error.name}" if TORCH.match(path) else ""
     return ""
 
 
-def uses_torch(path: str, line: int, scope: dict[str, Any]) -> bool:
-    """Tell whether a statement has a name that stands for something of torch."""
+def values_in(path: str, line: int, scope: Mapping[str, Any]) -> list[Any]:
+    """Return what the names in a statement stand for."""
     found = statement(path, line)
     names = {node.id for node in ast.walk(found) if isinstance(node, ast.Name)} if found else set[str]()
-    values = [scope[name] for name in names if name in scope]
-    return any(
-        TORCH.match(getattr(value, "__module__", None) or getattr(value, "__name__", "") or "") for value in values
-    )
+    return [scope[name] for name in names if name in scope]
+
+
+def is_of_torch(value: Any) -> bool:
+    """Tell whether a value is something of torch."""
+    return bool(TORCH.match(getattr(value, "__module__", None) or getattr(value, "__name__", "") or ""))
 
 
 def explain(error: BaseException, folder: Path) -> Failure:
@@ -155,6 +165,7 @@ def explain(error: BaseException, folder: Path) -> Failure:
     found = statement(path, line)
     name = torch_name(error) or (isinstance(error, ModuleNotFoundError) and error.name) or ""
     of_torch = TORCH.match(name)
+    values = values_in(path, line, {**frame.f_globals, **frame.f_locals})
     deeper = [where for _, where, *_ in below[last + 1 :] if "-packages/" in where]
     if not all("-packages/torch/" in where for where in deeper):
         cause = "third-party"
@@ -162,11 +173,11 @@ def explain(error: BaseException, folder: Path) -> Failure:
         cause = "refuses"
     elif isinstance(error, ModuleNotFoundError) and not of_torch:
         cause = "missing"
-    elif (
-        of_torch
-        or (deeper and not DEVICE.search(str(error)))
-        or (isinstance(error, TypeError) and uses_torch(path, line, frame.f_globals))
-    ):
+    elif of_torch:
+        cause = "torch"
+    elif any(isinstance(value, StandIn) for value in values):
+        cause = "other"  # torch may refuse the stand-in
+    elif (deeper and not DEVICE.search(str(error))) or (isinstance(error, TypeError) and any(map(is_of_torch, values))):
         cause = "torch"
     else:
         cause = "other"
@@ -191,6 +202,7 @@ class Importer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stand_ins = StandIns()
+        self.skipping = Skipping()
         self.loaded: set[str] = set()
         self._failures: dict[str, Failure] = {}
 
@@ -220,6 +232,12 @@ class Importer:
         if failure is not None:
             self._failures[tried[number]] = failure
         return self._failures.pop(module, None)
+
+    def go_on(self, failure: Failure) -> bool:
+        """Let the next import get behind a failure, if that is possible."""
+        if failure.name and self.stand_ins.add((failure.source, failure.at), failure.name):
+            return True
+        return failure.cause == "torch" and self.skipping.add(str(self.folder / failure.file), failure.line)
 
     def _answer(self, modules: Sequence[str], pipe: TextIO) -> None:
         """Import modules in the forked process; after each, write a line that says how that ended."""
@@ -299,7 +317,7 @@ def find(folder: Path, parts: Iterable[str]) -> Truth:
         ):
             if failure.cause == "torch":
                 broken[failure.file, failure.line, failure.name] = failure
-            if not failure.name or not importer.stand_ins.add((failure.source, failure.at), failure.name):
+            if not importer.go_on(failure):
                 failures[module] = failure
                 truth.failed[file] = asdict(failure)
                 break
