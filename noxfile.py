@@ -623,7 +623,8 @@ def track_one(session: nox.Session, command: list[str], report: Path) -> bool:
 
 @nox.session(python=TOOLS_PYTHON)
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a warning is an error."""
+    """Build the documentation, and check its tables; a warning is an error."""
     with environment(session):
-        install(session, "cli,docs,testing", ROWS[NEWEST].torch)
+        install(session, "docs,tests", ROWS[NEWEST].torch)
         session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+        session.run("pytest", "tests/built_pages.py")

@@ -51,7 +51,7 @@ try:
 except metadata.PackageNotFoundError:  # a checkout that is not installed
     release = version = ""
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "docs.tables"]
 exclude_patterns = ["_build", "benchmarks/headlines.md"]  # the latter is a part of benchmarks/index.md
 html_theme = "furo"
 html_title = f"automodel-mesh {version}".strip()  # in the sidebar of each page
@@ -123,12 +123,12 @@ def cuda_table() -> list[str]:
 
 def failure_table() -> list[str]:
     """Show the failures that the matrix expects, each with its reason."""
-    found = [
-        f"| {row['torch']} | `{test}` | {reason} |"
-        for _, row in labelled_rows()
-        for test, reason in row.get("expected_failures", {}).items()
-    ]
-    return ["| torch | test | reason |", "|---|---|---|", *found] if found else ["None."]
+    found: dict[tuple[str, str], list[str]] = {}
+    for _, row in labelled_rows():
+        for failure in row.get("expected_failures", {}).items():
+            found.setdefault(failure, []).append(row["torch"])
+    lines = [f"| `{test}` | {', '.join(releases)} | {reason} |" for (test, reason), releases in found.items()]
+    return ["| test | torch | reason |", "|---" * 3 + "|", *lines] if found else ["None."]
 
 
 def command_help() -> list[str]:
@@ -169,15 +169,13 @@ def behaviour_table() -> list[str]:
 
 
 def backport_table() -> list[str]:
-    """Show what `backport` gives to each release: what torch does itself, what it does then, and what is impossible."""
-    releases = known_releases()
-    lines = [f"| | {' | '.join(releases)} |", "|---" * (len(releases) + 1) + "|"]
-    rows = {feature: (since, "✓") for feature, since in SINCE.items()}
-    rows |= {feature: (obstacle.since, "no") for feature, obstacle in IMPOSSIBLE.items()}
-    for feature, (since, without) in rows.items():
-        cells = ["torch" if Version(since) <= Version(release) else without for release in releases]
-        lines.append(f"| {feature} | {' | '.join(cells)} |")
-    return lines
+    """Show what `backport` gives to each release, since when torch does it itself, and what is impossible."""
+    return [
+        "| | in torch from | before, with `backport()` |",
+        "|---" * 3 + "|",
+        *(f"| {feature} | {since} | ✓ |" for feature, since in SINCE.items()),
+        *(f"| {feature} | {each.since} | no |" for feature, each in IMPOSSIBLE.items()),
+    ]
 
 
 def backport_obstacles() -> list[str]:

@@ -10,6 +10,7 @@ import platform
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,7 +78,7 @@ def about(result: Result) -> str:
 
 
 def table(prefix: str, headings: Sequence[str], folder: Path = FOLDER, *, but: str | None = None) -> list[str]:
-    """Show what the sessions of a prefix found as a table in Markdown.
+    """Show what the sessions of a prefix found in Markdown: a table for each package.
 
     Torch releases on which the same came of something share a line.
 
@@ -95,12 +96,16 @@ def table(prefix: str, headings: Sequence[str], folder: Path = FOLDER, *, but: s
         for row in result.rows:
             ours = "the same" if row["ours"] == row["plain"] != "works" else row["ours"]
             found.setdefault((about(result), row["what"], row["plain"], ours), []).append(result)
-    plain, ours = headings
-    lines = [f"| package | what | torch | {plain} | {ours} | run on |", "|---" * 6 + "|"]
     order = list(dict.fromkeys(key[:2] for key in found))
-    for (package, what, *came), by in sorted(found.items(), key=lambda item: order.index(item[0][:2])):
-        releases = ", ".join(result.packages["torch"] for result in by)
-        dates = ", ".join(dict.fromkeys(result.date for result in by))
-        cells = (package, what, releases, *came, dates)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return lines if len(lines) > 2 else ["Not run yet."]
+    rows = sorted(found.items(), key=lambda item: order.index(item[0][:2]))
+    lines: list[str] = []
+    for package, of_package in groupby(rows, key=lambda item: item[0][0]):
+        of_this = list(of_package)
+        dates = sorted({result.date for _, by in of_this for result in by})
+        lines += [f"**{package}**, run on {' and '.join(dates)}", ""]
+        lines += [f"| what | torch | {' | '.join(headings)} |", "|---" * 4 + "|"]
+        for (_, what, *came), by in of_this:
+            cells = (what, ", ".join(result.packages["torch"] for result in by), *came)
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
+    return lines or ["Not run yet."]

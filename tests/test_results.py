@@ -36,24 +36,31 @@ def test_results_are_by_package_and_the_oldest_torch_first(tmp_path: Path) -> No
     ):
         session = f"downstream-{package}-{release}"
         packages, rows = {package: "1", "torch": release}, [{"what": "trains", "plain": plain, "ours": "hangs"}, ROW]
-        entry = {"session": session, "date": "2026-11-27", "python": "3.12.1", "rows": rows, "packages": packages}
+        date = "2026-11-26" if release == "2.6.0" else "2026-11-27"
+        entry = {"session": session, "date": date, "python": "3.12.1", "rows": rows, "packages": packages}
         (tmp_path / f"{session}.json").write_text(json.dumps(entry))
     results.record("drop-in-0.7.0-2.9", [], [ROW], tmp_path)
+    of_a = [
+        "**a 1**, run on 2026-11-26",
+        "",
+        "| what | torch | plain torch | ours |",
+        "|---|---|---|---|",
+        "| trains | 2.6.0 | hangs | the same |",
+        r"| reads | 2.6.0 | hangs | works \| here |",
+        "",
+    ]
     assert results.table("downstream", ("plain torch", "ours"), tmp_path) == [
-        "| package | what | torch | plain torch | ours | run on |",
-        "|---|---|---|---|---|---|",
-        "| a 1 | trains | 2.6.0 | hangs | the same | 2026-11-27 |",
-        r"| a 1 | reads | 2.6.0 | hangs | works \| here | 2026-11-27 |",
-        "| b 1 | trains | 2.6.0 | works | hangs | 2026-11-27 |",
-        "| b 1 | trains | 2.9.1, 2.10.0 | hangs | the same | 2026-11-27 |",
-        r"| b 1 | reads | 2.6.0, 2.9.1, 2.10.0 | hangs | works \| here | 2026-11-27 |",
+        *of_a,
+        "**b 1**, run on 2026-11-26 and 2026-11-27",
+        "",
+        "| what | torch | plain torch | ours |",
+        "|---|---|---|---|",
+        "| trains | 2.6.0 | works | hangs |",
+        "| trains | 2.9.1, 2.10.0 | hangs | the same |",
+        r"| reads | 2.6.0, 2.9.1, 2.10.0 | hangs | works \| here |",
+        "",
     ]
-    assert results.table("downstream", ("", ""), tmp_path, but="downstream-b") == [
-        "| package | what | torch |  |  | run on |",
-        "|---|---|---|---|---|---|",
-        "| a 1 | trains | 2.6.0 | hangs | the same | 2026-11-27 |",
-        r"| a 1 | reads | 2.6.0 | hangs | works \| here | 2026-11-27 |",
-    ]
+    assert results.table("downstream", ("plain torch", "ours"), tmp_path, but="downstream-b") == of_a
 
 
 def test_a_row_has_what_was_tried_and_both_results(tmp_path: Path) -> None:
