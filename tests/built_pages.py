@@ -49,8 +49,8 @@ class Tables(HTMLParser):
     def handle_data(self, data: str) -> None:
         """Add to the text of a cell."""
         if self.in_cell:
-            text, *others = self.found[-1].rows[-1].pop()
-            self.found[-1].rows[-1].append((text + data, *others))
+            text, label, columns = self.found[-1].rows[-1].pop()
+            self.found[-1].rows[-1].append((text + data, label, columns))
 
 
 def tables(page: Path) -> list[Table]:
