@@ -628,3 +628,21 @@ def docs(session: nox.Session) -> None:
         install(session, "docs,tests", ROWS[NEWEST].torch)
         session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
         session.run("pytest", "tests/built_pages.py")
+
+
+@nox.session(python=TOOLS_PYTHON)
+def links(session: nox.Session) -> None:
+    """Check that each address in the documentation, the README and CONTRIBUTING answers; needs the network."""
+    with environment(session):
+        install(session, "docs,tests", ROWS[NEWEST].torch)
+        check = ("sphinx-build", "--quiet", "-b", "linkcheck")
+        session.run(*check, "docs", "docs/_build/linkcheck")
+        # The pages beside docs/ are no Sphinx project, and tests/test_readme.py checks where their relative links lead.
+        settings = {
+            "extensions": "myst_parser",
+            "include_patterns": "*.md",
+            "root_doc": "README",
+            "suppress_warnings": "myst.xref_missing,toc.not_included",
+        }
+        options = [f"--define={name}={value}" for name, value in settings.items()]
+        session.run(*check, "--isolated", *options, ".", "docs/_build/linkcheck-beside")

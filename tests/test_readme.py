@@ -10,7 +10,8 @@ from torch import distributed as dist
 
 from tests import pages
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = pages.blocks(README, "python")
 
 
@@ -42,3 +43,25 @@ def test_the_quick_start_prints_what_the_readme_says() -> None:
 def test_the_mesh_layer_of_the_readme_runs() -> None:
     """The block of the mesh layer runs on eight ranks without an error or a warning."""
     pages.run("README.md", BLOCKS[1])
+
+
+@pytest.mark.release_independent
+@pytest.mark.checkout
+@pytest.mark.parametrize("page", sorted(page.name for page in ROOT.glob("*.md")))
+def test_links_lead_to_files_and_to_headings(page: str) -> None:
+    """Each relative link of the pages beside docs/ names a file or folder, and after `#` one of its headings.
+
+    Sphinx checks the links of docs/, and `nox -s links` the addresses.
+    """
+    found = re.findall(r"\]\((?![a-z]+:)([^)#]*)#?([^)]*)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert found or page != "README.md"
+    for path, anchor in found:
+        target = ROOT / (path or page)
+        assert target.exists(), path
+        assert not anchor or anchor in headings(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
+
+
+def headings(text: str) -> list[str]:
+    """Return the anchors of the headings of a page: the words in lower case, with hyphens between."""
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return [re.sub(r"[^\w\s-]", "", title.lower()).replace(" ", "-") for title in titles]

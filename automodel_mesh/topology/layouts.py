@@ -2,7 +2,7 @@
 
 An axis is described by its layout: `(size, stride)` pairs over the positions of a root mesh, outermost pair first. An
 axis that the root was built with has one pair; an axis folded from axes that are not contiguous has several. These are
-the layouts of CuTe (https://docs.nvidia.com/cutlass/media/docs/cpp/cute/02_layout_algebra.html), row-major as in torch.
+the layouts of CuTe, row-major as in torch: https://docs.nvidia.com/cutlass/latest/media/docs/cpp/cute/02_layout_algebra.html
 
 No function here makes a list of all ranks: time and memory are in proportion to the size of a group, not of the world.
 """
