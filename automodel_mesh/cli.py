@@ -26,6 +26,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from automodel_mesh import running
+from automodel_mesh.arguments import HelpFormatter
 from automodel_mesh.audit import command as audit_command
 from automodel_mesh.doctor import command as doctor_command
 from automodel_mesh.exit_status import INTERRUPTED, PIPE_CLOSED
@@ -112,10 +113,10 @@ def _complete() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Keeps the lines of descriptions and epilogs; argparse makes the parsers of the commands of the same class."""
+    """Formats descriptions and epilogs; argparse makes the parsers of the commands of the same class."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(formatter_class=HelpFormatter, **options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,7 +26,8 @@ class Table:
         rows: the cells, as many in each row as there are columns.
         numbers: the columns with numbers, which are aligned at the right.
         styles: on terminals, the style of rich for each cell with this text, such as `{"fails": "bold red"}`.
-        is_dense: whether a terminal shows it without lines between the columns, because there are many.
+        is_dense: whether a terminal shows it without lines between the columns, because there are many. A table whose
+            words do not fit with lines is shown so too.
     """
 
     title: str
@@ -94,15 +95,44 @@ def _show_with_rich(console: Console, parts: Sequence[str | Table]) -> None:
         if isinstance(part, str):
             console.print(part, markup=False, soft_wrap=True)
             continue
-        dense: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)} if part.is_dense else {}
+        framed = None if part.is_dense else _widths(part, console.width - 3 * len(part.columns) - 1)
+        dense: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)} if framed is None else {}
+        widths = framed or _widths(part, console.width - 2 * (len(part.columns) - 1))
         table = RichTable(title=Text(part.title, style="bold"), title_justify="left", **dense)
         for index, name in enumerate(part.columns):
             table.add_column(
-                name, justify="right" if name in part.numbers else "left", no_wrap=not index, overflow="fold"
+                name,
+                justify="right" if name in part.numbers else "left",
+                overflow="fold",
+                no_wrap=not index,
+                width=widths[index] if widths else None,
             )
         for row in part.rows:
             table.add_row(*(Text(cell, style=part.styles.get(cell, "")) for cell in row))
         console.print(table)
+
+
+def _widths(table: Table, available: int) -> list[int] | None:
+    """Say how wide each column is: as its longest word at least, and more while there is room and it has more.
+
+    rich takes room from the widest columns alone, and so breaks words of one while others have room to spare.
+
+    Args:
+        table: the table.
+        available: how many characters there are for all columns.
+
+    Returns:
+        The widths; `None` if the longest words do not fit beside each other.
+    """
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    widths = [max(len(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
+    wanted = [max(len(line) for cell in cells for line in cell.splitlines() or [""]) for cells in columns]
+    if sum(widths) > available:
+        return None
+    while (spare := available - sum(widths)) and widths != wanted:
+        for index in [each for each in range(len(widths)) if widths[each] < wanted[each]][:spare]:
+            widths[index] += 1
+    return widths
 
 
 def _escaped(cells: Sequence[str]) -> tuple[str, ...]:

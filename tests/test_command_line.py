@@ -77,7 +77,7 @@ def test_the_help_of_each_command_has_examples_and_exit_statuses(capsys: pytest.
         assert all(re.match("  (automodel-mesh|torchrun .*-m automodel_mesh) ", line) for line in examples.splitlines())
         assert len(examples.splitlines()) >= 3
         statuses = text.partition("\nExit status: ")[2]
-        assert {"0", "2"} <= set(re.findall(r"\b(\d+) \w", statuses))
+        assert {"0", "2"} <= set(re.findall(r"\b(\d+)\s\w", statuses))
 
 
 def test_the_page_shows_every_command_and_status(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_the_page_shows_every_command_and_status(capsys: pytest.CaptureFixture[s
     table = [int(number) for number in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)]
     assert table == [0, 1, UNUSABLE, INTERRUPTED, PIPE_CLOSED]
     overview = help_of(capsys).partition("Exit status: ")[2]
-    assert [int(number) for number in re.findall(r"\b(\d+) (?!of)\w", overview)] == table
+    assert [int(number) for number in re.findall(r"\b(\d+)\s(?!of)\w", overview)] == table
 
 
 @pytest.mark.parametrize("command", ["--version", "--help", "doctor --list", "track installed", "doctor --ranks 1"])

@@ -535,7 +535,7 @@ def test_dp_size_is_inferred_exactly_when_the_rest_divides(dp: int, rest: list[i
             {"tp_size": 3, "cp_size": 5},
             (
                 "fsdp2: world_size=8 is not divisible by tp_size * cp_size * pp_size = 3 * 5 * 1 = 15, so"
-                " no dp_size fits. No change of one size alone is enough: tp_size * cp_size * pp_size "
+                " no dp_size fits. Changing one of them is not enough: tp_size * cp_size * pp_size "
                 "must be one of 1, 2, 4, 8."
             ),
         ),

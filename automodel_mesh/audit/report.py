@@ -53,9 +53,14 @@ def as_parts(audit: Audit, *, hidden: int = 0, markdown: bool = False) -> list[s
         verdicts_table(audit, shortened=not markdown),
         *findings,
         *(quoted(f"{one.file} cannot be read: {one.why}") for one in audit.unread),
-        *([f"The code takes care of {hidden} more on all releases; --all shows them."] if hidden else []),
+        *([_hidden_sentence(hidden)] if hidden else []),
         verdict_sentence(audit),
     ]
+
+
+def _hidden_sentence(hidden: int) -> str:
+    findings, them = ("finding is", "it") if hidden == 1 else ("findings are", "them")
+    return f"{hidden} more {findings} not shown: the code takes care of {them} on all releases. --all shows {them}."
 
 
 def verdict_sentence(audit: Audit) -> str:

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Final
 from automodel_mesh.exit_status import FAILED, PASSED
 from automodel_mesh.migrating import files, report
 from automodel_mesh.python_files import FileError, python_files
-from automodel_mesh.terminal import refuse, visible, write, write_json
+from automodel_mesh.terminal import refuse, rich_module, visible, write, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from automodel_mesh.migrating.rewriting import Rewriting
+
+_COLOURS: Final = {"+": "green", "-": "red", "@": "cyan"}
+"""By the first character of a line of a diff."""
 
 _EPILOG: Final = """\
 examples:
@@ -111,7 +114,7 @@ def _show(migrated: list[report.File], options: argparse.Namespace) -> None:
     if options.json:
         write_json(report.as_document(migrated))
     elif options.diff:
-        _write(report.as_diff(migrated))
+        _write_diff(report.as_diff(migrated))
         left = [*report.left_lines(migrated), report.summary(migrated)]
         sys.stderr.write("".join(f"{visible(line)}\n" for line in left))
     else:
@@ -121,3 +124,14 @@ def _show(migrated: list[report.File], options: argparse.Namespace) -> None:
 def _write(lines: Iterable[str]) -> None:
     if text := "".join(lines):
         write(text.removesuffix("\n"))
+
+
+def _write_diff(lines: Iterable[str]) -> None:
+    """Write a diff, with colours on a terminal, if rich is installed."""
+    if not sys.stdout.isatty() or (module := rich_module("console")) is None:
+        _write(lines)
+        return
+    console = module.Console(highlight=False)
+    for line in lines:
+        text = visible(line.removesuffix("\n"))
+        console.print(text, style=_COLOURS.get(line[0], ""), markup=False, emoji=False, soft_wrap=True)

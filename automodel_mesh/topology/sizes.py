@@ -132,7 +132,7 @@ def _indivisible(
         remedy = f"Give {', or '.join(remedies)}, leaving the other sizes as they are"
     else:
         names = _product(factors)
-        remedy = f"No change of one size alone is enough: {names} must be {one_of(divisors(world_size))}"
+        remedy = f"Changing one of them is not enough: {names} must be {one_of(divisors(world_size))}"
     given = "" if dp_size is None else f" (dp_size={dp_size} was given)"
     return (
         f"{strategy}: {counted_as}={world_size} is not divisible by {equation(factors)}, "

@@ -138,7 +138,7 @@ def test_what_the_code_takes_care_of_is_shown_with_all(
     every = capsys.readouterr().out
     assert HARMLESS.guard not in few
     assert HARMLESS.guard in every
-    assert ("takes care of 1 more" in few) == (output != ["--json"])
+    assert ("1 more finding is not shown: the code takes care of it" in few) == (output != ["--json"])
     assert "takes care of" not in every
     numbers = [len(json.loads(Path(name).read_text())["runs"][0]["results"]) for name in ("few.sarif", "all.sarif")]
     assert numbers == [1, 2]

@@ -95,7 +95,7 @@ def test_what_is_not_shown_and_not_read_is_said() -> None:
     found = audit_of(unread=(Unread("src/broken.py", "line 3 is\nno Python"),))
     texts = paragraphs(as_parts(found, hidden=2))
     assert texts[0] == "src/broken.py cannot be read: line 3 is no Python"
-    assert "takes care of 2 more" in texts[1]
+    assert "2 more findings are not shown: the code takes care of them" in texts[1]
     assert "--all" in texts[1]
 
 

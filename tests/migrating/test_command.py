@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from automodel_mesh.cli import main
 from automodel_mesh.migrating.report import SCHEMA
+from tests.terminals import on_a_terminal
 
 pytestmark = pytest.mark.release_independent
 
@@ -46,6 +48,24 @@ def test_by_default_and_with_diff_nothing_is_written(folder: Path, capsys: pytes
     assert "left.py" not in out
     assert "left.py:3: left:" in err
     assert (folder / "code.py").read_text() == BEFORE
+
+
+def test_a_diff_is_coloured_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that go are red, and those that come green, with the text that a pipe gets; with NO_COLOR none is."""
+    pytest.importorskip("rich")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    program = "import sys\nfrom automodel_mesh.cli import main\nsys.exit(main(sys.argv[1:]))"
+    (folder / "code.py").write_text(f"# a bell, \a, and a [red]comment[/red] of {'many words ' * 20}\n{BEFORE}")
+    line = ["migrate", str(folder), "--diff"]
+    status, seen, _ = on_a_terminal(program, line, columns=80)
+    assert status == 1
+    assert "\x1b[31m-    return mesh._flatten('dp')\x1b[0m\n" in seen
+    assert "\x1b[32m+    return flatten(mesh, 'dp')\x1b[0m\n" in seen
+    piped = on_a_terminal(program, line, piped=True)[2]
+    plain = re.sub(r"\x1b\[[\d;]*m", "", seen)
+    assert plain.startswith(piped.replace("\a", "\\x07"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in on_a_terminal(program, line)[1]
 
 
 def test_write_changes_the_files_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
