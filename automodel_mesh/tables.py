@@ -26,8 +26,8 @@ class Table:
         rows: the cells, as many in each row as there are columns.
         numbers: the columns with numbers, which are aligned at the right.
         styles: on terminals, the style of rich for each cell with this text, such as `{"fails": "bold red"}`.
-        is_dense: whether a terminal shows it without lines between the columns, because there are many. A table whose
-            words do not fit with lines is shown so too.
+        is_dense: whether a terminal shows it without lines between the columns, because there are many. Tables whose
+            words do not fit with lines are shown so too, and the others beside them.
     """
 
     title: str
@@ -89,16 +89,17 @@ def _show_with_rich(console: Console, parts: Sequence[str | Table]) -> None:
     from rich.table import Table as RichTable  # noqa: PLC0415 - an extra, and used on terminals only
     from rich.text import Text  # noqa: PLC0415
 
+    tables = [part for part in parts if isinstance(part, Table)]
+    framed = all(not table.is_dense and _widths(table, console.width, framed=True) for table in tables)
+    look: dict[str, Any] = {} if framed else {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
     for number, part in enumerate(parts):
         if number:
             console.print()
         if isinstance(part, str):
             console.print(part, markup=False, soft_wrap=True)
             continue
-        framed = None if part.is_dense else _widths(part, console.width - 3 * len(part.columns) - 1)
-        dense: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)} if framed is None else {}
-        widths = framed or _widths(part, console.width - 2 * (len(part.columns) - 1))
-        table = RichTable(title=Text(part.title, style="bold"), title_justify="left", **dense)
+        widths = _widths(part, console.width, framed=framed)
+        table = RichTable(title=Text(part.title, style="bold"), title_justify="left", **look)
         for index, name in enumerate(part.columns):
             table.add_column(
                 name,
@@ -112,21 +113,25 @@ def _show_with_rich(console: Console, parts: Sequence[str | Table]) -> None:
         console.print(table)
 
 
-def _widths(table: Table, available: int) -> list[int] | None:
+def _widths(table: Table, width: int, *, framed: bool) -> list[int] | None:
     """Say how wide each column is: as its longest word at least, and more while there is room and it has more.
 
     rich takes room from the widest columns alone, and so breaks words of one while others have room to spare.
 
     Args:
         table: the table.
-        available: how many characters there are for all columns.
+        width: that of the terminal.
+        framed: whether there are lines between the columns.
 
     Returns:
         The widths; `None` if the longest words do not fit beside each other.
     """
+    from rich.cells import cell_len  # noqa: PLC0415
+
     columns = list(zip(table.columns, *table.rows, strict=True))
-    widths = [max(len(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
-    wanted = [max(len(line) for cell in cells for line in cell.splitlines() or [""]) for cells in columns]
+    available = width - (3 * len(columns) + 1 if framed else 2 * (len(columns) - 1))
+    widths = [max(cell_len(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
+    wanted = [max(cell_len(line) for cell in cells for line in cell.splitlines() or [""]) for cells in columns]
     if sum(widths) > available:
         return None
     while (spare := available - sum(widths)) and widths != wanted:

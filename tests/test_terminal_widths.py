@@ -60,3 +60,14 @@ def test_help_fills_its_paragraphs(command: str, columns: int) -> None:
         assert max(map(len, lines)) <= columns
         for line, following in pairwise(lines):
             assert len(f"{line} {following.split()[0]}") > columns - 2
+
+
+def test_wide_characters_take_two_columns() -> None:
+    """A name in Chinese is shown whole."""
+    pytest.importorskip("rich")
+    program = (
+        "from automodel_mesh.tables import Table, show\n"
+        "show([Table('files', ('file', 'verdict'), (('\\u6a21\\u578b\\u5e76\\u884c.py', 'fits'),), is_dense=True)])"
+    )
+    _, seen, _ = on_a_terminal(program, [], columns=40)
+    assert "\u6a21\u578b\u5e76\u884c.py  fits" in seen
