@@ -40,12 +40,14 @@ class ReadableTables(SphinxTransform):
     default_priority = 800  # after quotation marks have become typographic
 
     def apply(self, **_: Any) -> None:
-        """Change every table that has a head."""
+        """Change every table with a row for the head, and with as many cells in each row."""
         for table in self.document.findall(nodes.table):
-            (head,) = [cells(row) for each in table.findall(nodes.thead) for row in each] or [[]]
-            names = [cell.astext() for cell in head]
             rows = [row for body in table.findall(nodes.tbody) for row in body]
-            columns = list(zip(head, *map(cells, rows), strict=True))
+            lines = [cells(row) for row in table.findall(nodes.row)]
+            if len(lines) != len(rows) + 1 or len(set(map(len, lines))) > 1:
+                continue
+            names = [cell.astext() for cell in lines[0]]
+            columns = list(zip(*lines, strict=True))
             if max(sum(map(longest_word, columns)), sum(map(phrase, columns))) > ON_A_PHONE:
                 table["classes"].append("cards")
             for row in rows:
@@ -61,12 +63,12 @@ def longest_word(column: tuple[nodes.entry, ...]) -> int:
     """Say how many characters a column takes if no word is broken that is not long."""
     code = [node.astext() for cell in column for node in cell.findall(nodes.literal)]
     words = [len(word) for cell in column for word in cell.astext().split()]
-    return min(LONG, max(words)) + AROUND + (AROUND if code else 0)
+    return min(LONG, max(words, default=0)) + AROUND + (AROUND if code else 0)
 
 
 def phrase(column: tuple[nodes.entry, ...]) -> int:
     """Say how many characters a column needs to be read well."""
-    return min(A_PHRASE, max(len(cell.astext()) for cell in column[1:]))
+    return min(A_PHRASE, max((len(cell.astext()) for cell in column[1:]), default=0))
 
 
 def parts(word: str) -> list[str]:
