@@ -73,7 +73,7 @@ def test_each_line_that_breaks_is_found(truth: dict[str, Any]) -> None:
 
 
 def test_what_was_run_to_its_end_and_what_was_not(truth: dict[str, Any]) -> None:
-    """A missing package is stood in for; what the package itself refuses, or torch of a stand-in, is no fault of a name."""
+    """A missing package is stood in for; what the package refuses, or torch of a stand-in, is no fault of a name."""
     assert {file: each["cause"] for file, each in truth["failed"].items()} == {
         "small/refuses.py": "refuses",
         "small/compiles.py": "other",

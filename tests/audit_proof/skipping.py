@@ -15,7 +15,7 @@ from importlib.machinery import (
     SourcelessFileLoader,
 )
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tests.audit_proof.stand_ins import StandIn
 
@@ -72,25 +72,27 @@ def _statement(tree: ast.Module, line: int) -> tuple[list[ast.stmt], int] | None
     """Find the smallest statement at a line that can be left out, in the list that holds it."""
     found: tuple[list[ast.stmt], int] | None = None
     for node in ast.walk(tree):
-        for _, body in ast.iter_fields(node):
-            for place, one in enumerate(body if isinstance(body, list) else ()):
+        for body in (getattr(node, name, None) for name in _BODIES):
+            for place, one in enumerate(body or ()):
                 if isinstance(one, _REPLACED) and _first(one) <= line <= _last(one):
                     found = body, place
     return found
 
 
-def _first(node: Any) -> int:
+def _first(node: ast.stmt) -> int:
     """Return the first line of a statement, with its decorators."""
-    return min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
+    decorators = node.decorator_list if isinstance(node, _DEFINITIONS) else []
+    return min([node.lineno, *(one.lineno for one in decorators)])
 
 
-def _last(node: Any) -> int:
+def _last(node: ast.stmt) -> int:
     """Return the last line of a statement, of a function or a class that of what comes before its body."""
     if isinstance(node, _DEFINITIONS):
         return max(node.lineno, _first(node.body[0]) - 1)
     return node.end_lineno or node.lineno
 
 
+_BODIES: Final = ("body", "orelse", "finalbody")
 _DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _REPLACED: Final = (*_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.Expr, ast.Return)
 
