@@ -29,7 +29,7 @@ MODULES = {
     "refuses": "raise ImportError('needs another torch')",
     "calls": "import torch\ndef make():\n    return torch.no_such_function()\nmake()",
     "type_error": "import torch\ntorch.zeros(1, no_such_argument=1)\ntorch.no_such_later_name",
-    "skips": "import torch\n@torch.library.custom_op('no colons', mutates_args=())\ndef f(x: torch.Tensor) -> int: ...\n"
+    "skips": "import torch\n@torch.library.custom_op('no colons', mutates_args=())\ndef f(x: torch.Tensor) -> int: 1\n"
     "class A:\n    g = torch.zeros(1, no_such=1)\n    h = torch.no_such_attribute\nz = torch.zeros(f)",
     "compiles": "import torch\nfrom torch.nn import no_such_function\ncompiled = torch.compile(no_such_function)",
     "later": "import torch\ndef make():\n    return torch.no_such_function()",

@@ -15,7 +15,7 @@ from importlib.machinery import (
     SourcelessFileLoader,
 )
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tests.audit_proof.stand_ins import StandIn
 
@@ -68,14 +68,14 @@ def without(source: bytes, lines: set[int]) -> ast.Module:
     return tree
 
 
-def _statement(tree: ast.Module, line: int) -> tuple[list[ast.stmt], int] | None:
+def _statement(tree: ast.Module, line: int) -> tuple[list[Any], int] | None:
     """Find the smallest statement at a line that can be left out, in the list that holds it."""
-    found: tuple[list[ast.stmt], int] | None = None
-    for node in ast.walk(tree):
-        for body in (getattr(node, name, None) for name in _BODIES):
-            for place, one in enumerate(body or ()):
-                if isinstance(one, _REPLACED) and _first(one) <= line <= _last(one):
-                    found = body, place
+    found: tuple[list[Any], int] | None = None
+    fields = (value for node in ast.walk(tree) for _, value in ast.iter_fields(node))
+    for body in fields:
+        for place, one in enumerate(body if isinstance(body, list) else list[Any]()):
+            if isinstance(one, _REPLACED) and _first(one) <= line <= _last(one):
+                found = body, place
     return found
 
 
@@ -92,7 +92,6 @@ def _last(node: ast.stmt) -> int:
     return node.end_lineno or node.lineno
 
 
-_BODIES: Final = ("body", "orelse", "finalbody")
 _DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _REPLACED: Final = (*_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.Expr, ast.Return)
 
