@@ -135,6 +135,7 @@ SHORT_RUN: Final = [label for label, row in ROWS.items() if row.in_short_run or 
 EXAMPLE_ROWS: Final = {label: ROWS[label] for label in SHORT_RUN}
 BENCH_ROWS: Final = {label: ROWS[label] for era in ERAS for label in (era[0], era[-1])}
 TOOLS_PYTHON: Final = ROWS[NEWEST].python
+NEXT_PYTHON: Final = nox.project.load_toml("ci_matrix/torch.toml")["next_python"]
 
 # What `automodel-mesh track` exits with when it could read the torch: it is known, breaks us, or needs a look.
 TRACKED: Final = (0, 1, 3)
@@ -281,6 +282,13 @@ def tests(session: nox.Session, row: Row) -> None:
         session.skip("it has passed in this run already")
     install(session, "tests", row.torch)
     session.run("pytest", *test_options(row), *session.posargs)
+
+
+@nox.session(name="next-python", python=NEXT_PYTHON)
+def next_python(session: nox.Session) -> None:
+    """Run the tests on the newest torch, on a Python that is newer than those of the matrix."""
+    with environment(session):
+        tests(session, ROWS[NEWEST])
 
 
 def cuda(session: nox.Session, row: Row) -> None:

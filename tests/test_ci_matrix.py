@@ -20,7 +20,9 @@ from automodel_mesh.compat.eras.support import era_name
 pytestmark = pytest.mark.release_independent
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS: list[dict[str, Any]] = tomli.loads((ROOT / "ci_matrix/torch.toml").read_text())["rows"]
+MATRIX: dict[str, Any] = tomli.loads((ROOT / "ci_matrix/torch.toml").read_text())
+ROWS: list[dict[str, Any]] = MATRIX["rows"]
+NEXT_PYTHON: str = MATRIX["next_python"]
 PROJECT: dict[str, Any] = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
 RELEASES = [Version(row["torch"]) for row in ROWS]
 
@@ -91,10 +93,17 @@ def test_the_python_of_a_row_is_supported(row: dict[str, Any]) -> None:
 
 
 def test_pythons_of_the_classifiers_are_covered() -> None:
-    """The rows together use exactly the Pythons that the package says it supports."""
+    """The rows, and the Python that is tried on the newest torch, are those that the package says it supports."""
     prefix = "Programming Language :: Python :: 3."
     claimed = {line.removeprefix(prefix) for line in PROJECT["classifiers"] if line.startswith(prefix)}
-    assert {row["python"].removeprefix("3.") for row in ROWS} == claimed
+    assert {python.removeprefix("3.") for python in (*(row["python"] for row in ROWS), NEXT_PYTHON)} == claimed
+    assert max(map(Version, (row["python"] for row in ROWS))) < Version(NEXT_PYTHON)
+
+
+def test_the_next_python_is_tried() -> None:
+    """Nox has a session for it, and the workflow runs that."""
+    assert list_sessions("-s", "next-python")["next-python"]["python"] == NEXT_PYTHON
+    assert "- run: nox -s next-python\n" in (ROOT / ".github/workflows/ci.yml").read_text()
 
 
 @each_row

@@ -71,7 +71,10 @@ def percent(number: float | None) -> str:
 def accuracy(folder: Path = FOLDER) -> list[str]:
     """Show precision and recall of each package on all releases together, and of all."""
     by_package = rows(read(folder))
-    head = ("package", "torch", "files", "precision", "recall", "lines", "precision", "recall", "files not reached")
+    head = (
+        *("package", "torch", "files", "precision of files", "recall of files"),
+        *("lines", "precision of lines", "recall of lines", "files not reached"),
+    )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     everything = [row for found in by_package.values() for row in found]
     for name, found in (*by_package.items(), ("**all**", everything)):
