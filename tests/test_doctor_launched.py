@@ -190,6 +190,7 @@ def test_two_hosts_pass(two_hosts: tuple[tuple[str, ...], tuple[str, ...], str])
     """On two hosts, each with an agent of torchrun, all ranks connect, and one report lists the hosts."""
     *hosts, address = two_hosts
     variables = environment()
+    port = str(free_port())
     agents: list[subprocess.Popen[str]] = []
     for node, host in enumerate(hosts):
         its = dict(variables)
@@ -203,7 +204,7 @@ def test_two_hosts_pass(two_hosts: tuple[tuple[str, ...], tuple[str, ...], str])
             nnodes="2",
             node_rank=str(node),
             master_addr=address,
-            master_port="29417",
+            master_port=port,
         )
         agents.append(
             subprocess.Popen(line, cwd=ELSEWHERE, env=its, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -12,7 +12,7 @@ document:
     findings         one object for each use of torch that does not do the same on all releases, in their order:
         file         the path of the file
         line         the line, from 1
-        column       the column, from 1
+        column       the column, from 1, in characters
         kind         "missing-name", "missing-argument" or "changed-behaviour"
         name         what is used, as a dotted path, with an argument in brackets
         breaks       the releases on which it raises an error, oldest first

@@ -21,7 +21,7 @@ class Finding:
     Attributes:
         file: the path of the file, as a path below the folder that was given, or as the file was given.
         line: the line, from 1.
-        column: the column, from 1.
+        column: the column, from 1, in characters.
         kind: `missing-name`, `missing-argument` or `changed-behaviour`.
         name: what is used, as a dotted path: `torch.distributed.tensor.DTensor`; for an argument
             `torch.distributed.device_mesh.init_device_mesh(backend_override)`.

@@ -46,7 +46,8 @@ def audit(paths: Sequence[Path], releases: Sequence[str]) -> Audit:
     for file, reader in package.readers():
         if reader.uses:
             using.append(file)
-        left = apply_ignores(package.sources[file], _Judge(file, lookups, package.own_names).findings(reader), file)
+        source = package.sources[file]
+        left = apply_ignores(source, _Judge(file, source, lookups, package.own_names).findings(reader), file)
         findings += left.findings
         notes += left.notes
     others = len(package.files) - len(using)
@@ -58,12 +59,14 @@ class _Judge:
 
     Args:
         file: its path.
+        source: its text.
         releases: the releases to look them up in.
         own_names: the names that the code sets itself.
     """
 
-    def __init__(self, file: str, releases: Sequence[Release], own_names: Collection[str]) -> None:
+    def __init__(self, file: str, source: str, releases: Sequence[Release], own_names: Collection[str]) -> None:
         self._file = file
+        self._lines = source.split("\n")
         self._own_names = own_names
         self._releases = releases
 
@@ -171,7 +174,7 @@ class _Judge:
         return Finding(
             file=self._file,
             line=getattr(node, "lineno", 0),
-            column=getattr(node, "col_offset", 0) + 1,
+            column=self._column(node),
             kind=kind,
             name=name,
             breaks=where("breaks"),
@@ -182,6 +185,11 @@ class _Judge:
             guard=self._guard(use, outcomes),
             instead=instead,
         )
+
+    def _column(self, node: ast.AST) -> int:
+        """Return the column of a node, from 1, in characters; Python has the number of bytes before it."""
+        line, bytes_before = getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
+        return len(self._lines[line - 1].encode()[:bytes_before].decode()) + 1
 
     def _spans(self, some: Sequence[Release]) -> str:
         return spans([one.name for one in some], [one.name for one in self._releases])

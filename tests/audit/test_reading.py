@@ -154,6 +154,13 @@ def test_what_runs_later_is_told_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_columns_count_characters(tmp_path: Path) -> None:
+    """Not the bytes that Python counts; a form feed does not end a line."""
+    code = "import torch\n\x0cx = '\u00e9\U0001f600'; torch.nn.attention.varlen\n"
+    (found,) = audited(tmp_path, code).findings
+    assert (found.line, found.column) == (2, code.split("\n")[1].index("torch") + 1)
+
+
 def test_a_name_defined_elsewhere_on_all_releases_is_offered(tmp_path: Path) -> None:
     """If all releases have the thing at the place where it is defined, the finding says so."""
     (found,) = audited(tmp_path, "from torch.distributed.pipelining.microbatch import BlockMask").findings
