@@ -33,6 +33,9 @@ _COPIED: Final = ("torch._C._VariableFunctions", "torch._C")
 _SET_ELSEWHERE: Final = re.compile(r"torch\.[a-z0-9_]+|torch\.\w+(\.sparse)?\.[A-Z]\w*Tensor")
 """What other packages add, such as the module of a device, and what C++ code adds."""
 
+_ENUM: Final = "enum.Enum"
+"""A class with this base has all its members in its stub, which is made from them."""
+
 _OF_EVERY_MODULE: Final = frozenset({"__name__", "__file__", "__doc__", "__path__", "__dict__", "__all__", "__spec__"})
 
 
@@ -174,7 +177,8 @@ class Release:
             return False
         if ":" not in scope:
             return STUB in names[""] or (OPEN in names[""] and scope != "torch")
-        in_stub = STUB in (self._names.scope(scope.partition(":")[0], self.name) or {"": ""})[""]
+        is_enum = _ENUM in _bases(names)
+        in_stub = STUB in (self._names.scope(scope.partition(":")[0], self.name) or {"": ""})[""] and not is_enum
         if in_stub or "__getattr__" in names or "__getattribute__" in names:  # stubs leave members out
             return True
         known = list(self._base_classes(names))

@@ -6,8 +6,8 @@ import ast
 import re
 import tokenize
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from itertools import chain
+from functools import cache, cached_property
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from automodel_mesh.audit.values import Value
 
 _DEFINED: Final = re.compile(r"\bdef (\w+)|\.(\w+)\s*=[^=]|\bsetattr\([^,]+, [\"'](\w+)[\"']")
+
+_ROOTS: Final = frozenset({"src", "site-packages", "dist-packages"})
+_IN_A_PROJECT: Final = (".git", "pyproject.toml", "setup.py", "setup.cfg")
 
 
 class Package:
@@ -46,7 +49,9 @@ class Package:
         self._trees: dict[str, ast.Module] = {}
         for file, path in self.files.items():
             self._parse(file, path)
-        self._modules = {_module_name(self.files[file]): file for file in self._trees}
+        self._names = {file: _module_name(self.files[file]) for file in self._trees}
+        # Of modules with the same name, such as those of a copy, imports find the first.
+        self._modules = {name: file for file, name in reversed(self._names.items())}
         self._readers: dict[str, Reader] = {}
 
     @cached_property
@@ -57,8 +62,8 @@ class Package:
 
     def readers(self) -> Iterator[tuple[str, Reader]]:
         """Yield each file with its reader, which has read it."""
-        for name, file in sorted(self._modules.items(), key=lambda pair: pair[1]):
-            reader = self._reader(name)
+        for file in self._names:
+            reader = self._reader(file)
             reader.finish()
             yield file, reader
 
@@ -68,19 +73,19 @@ class Package:
 
         if f"{module}.{name}" in self._modules:
             return OwnModule(f"{module}.{name}")
-        return self._reader(module).scope.look_up(name) if module in self._modules else None
+        return self._reader(self._modules[module]).scope.look_up(name) if module in self._modules else None
 
     def has(self, module: str) -> bool:
         """Tell whether a module, by its dotted name, is part of this code."""
         return module in self._modules or any(name.startswith(f"{module}.") for name in self._modules)
 
-    def _reader(self, module: str) -> Reader:
-        if module not in self._readers:
-            file = self._modules[module]
+    def _reader(self, file: str) -> Reader:
+        if file not in self._readers:
             is_package = self.files[file].name == "__init__.py"
-            self._readers[module] = reader = Reader(self, module, self._trees[file], is_package=is_package)
+            reader = Reader(self, self._names[file], self._trees[file], is_package=is_package)
+            self._readers[file] = reader
             reader.read()
-        return self._readers[module]
+        return self._readers[file]
 
     def _parse(self, file: str, path: Path) -> None:
         try:
@@ -95,12 +100,20 @@ class Package:
 
 
 def _module_name(path: Path) -> str:
-    """Return the dotted name of a module, whose first part is the outermost folder with an `__init__.py`."""
+    """Return the dotted name of a module, from the outermost folder of its project with an `__init__.py` on.
+
+    A module that is in no package is named by its path, since others may have its name.
+    """
     path = path.absolute()
-    parts = [] if path.name == "__init__.py" else [path.stem]
-    folder = path.parent
-    while (folder / "__init__.py").is_file():
-        parts.insert(0, folder.name)
-        folder = folder.parent
-    # Files outside of packages may have the same name.
-    return ".".join(parts) if len(parts) > 1 or path.name == "__init__.py" else path.with_suffix("").as_posix()
+    above = list(takewhile(lambda folder: not _is_root(folder), path.parents))
+    depth = max((place for place, folder in enumerate(above, 1) if (folder / "__init__.py").is_file()), default=0)
+    parts = [folder.name for folder in reversed(above[:depth])]
+    if path.name != "__init__.py":
+        parts.append(path.stem)
+    return ".".join(parts) if depth and all(map(str.isidentifier, parts)) else path.with_suffix("").as_posix()
+
+
+@cache
+def _is_root(folder: Path) -> bool:
+    """Tell whether a folder is one that packages are imported from: that of a project, or of installed packages."""
+    return folder.name in _ROOTS or any((folder / one).exists() for one in _IN_A_PROJECT)

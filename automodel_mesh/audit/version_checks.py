@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Final
 
-from automodel_mesh.audit.conditions import OPERATORS, Condition, compared
+from automodel_mesh.audit.conditions import ALWAYS, OPERATORS, Condition, compared
 
 VERSION_MAKERS: Final = frozenset(
     {"parse", "Version", "PkgVersion", "LooseVersion", "StrictVersion", "TorchVersion", "parse_version"}
@@ -23,6 +23,9 @@ _IN_NAME: Final = re.compile(
     r"(?P<kind>.*torch.*?(greater_or_equal|at_least|ge|gte|geq|>=|less_than|lt)\w*?)"
     r"_?v?(?P<major>\d)_?(?P<minor>\d+)(_\d+)?$"
 )
+
+_IS_THERE: Final = re.compile(r"_*(is_|has_|have_)?(py)?torch_(is_)?(available|installed)|_*(has|have)_(py)?torch")
+"""Functions and constants that tell whether torch is installed at all, which it is."""
 
 
 def checked_by(name: str, arguments: Iterable[object]) -> Condition | None:
@@ -52,9 +55,9 @@ def checked_by(name: str, arguments: Iterable[object]) -> Condition | None:
 
 @cache
 def named_after(name: str) -> Condition | None:
-    """Read names such as `is_torch_greater_or_equal_than_2_6` and `TORCH_GE_2_9`; `None` for other names."""
+    """Read names such as `is_torch_greater_or_equal_than_2_6`, `TORCH_GE_2_9` and `HAS_TORCH`; `None` for others."""
     match = _IN_NAME.fullmatch(name.lower())
     if match is None:
-        return None
+        return ALWAYS if _IS_THERE.fullmatch(name.lower()) else None
     sign = "<" if re.search(r"less_than|_lt", match["kind"]) else ">="
     return compared(sign, (int(match["major"]), int(match["minor"])))

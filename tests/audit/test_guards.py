@@ -25,6 +25,10 @@ UNDERSTOOD = {
         "def f(x):\n    if isinstance(x, torch.Tensor) and hasattr(torch.nn.attention, 'varlen'):\n"
         "        torch.nn.attention.varlen"
     ),
+    "torch is there": (
+        "from package import is_torch_available\nif not is_torch_available():\n    torch.nn.attention.varlen\n"
+        "elif hasattr(torch.nn.attention, 'varlen'):\n    torch.nn.attention.varlen"
+    ),
     "hasattr or": "ok = not hasattr(torch.nn.attention, 'varlen') or torch.nn.attention.varlen",
     "a conditional expression": "x = torch.nn.attention.varlen if hasattr(torch.nn.attention, 'varlen') else None",
     "assert": "assert hasattr(torch.nn.attention, 'varlen')\ntorch.nn.attention.varlen",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ MISSING = {
         "from torch.distributed import DeviceMesh\ndef f(m):\n    if isinstance(m, DeviceMesh):\n"
         "        m._get_root_mesh()", ROOT
     ),
+    "member of an enumeration of C++": ("import torch\nx = torch.Tag.inplace", "torch._C.Tag.inplace"),
     "a telling name": ("def f(anything):\n    return anything._get_root_mesh()", ROOT),
     "getattr": ("import torch\ngetattr(torch.nn.attention, 'varlen')", "torch.nn.attention.varlen"),
     "import_module": ("import importlib\nimportlib.import_module('torch.nn.attention.varlen')", None),
@@ -165,6 +167,63 @@ def test_a_name_defined_elsewhere_on_all_releases_is_offered(tmp_path: Path) -> 
     """If all releases have the thing at the place where it is defined, the finding says so."""
     (found,) = audited(tmp_path, "from torch.distributed.pipelining.microbatch import BlockMask").findings
     assert found.instead == "torch.nn.attention.flex_attention.BlockMask"
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    """Write files into a folder."""
+    for name, code in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(code)
+
+
+def places(result: Audit, folder: Path) -> list[tuple[str, int]]:
+    """Return the files below a folder, and the lines, of the findings."""
+    return [(Path(one.file).relative_to(folder).as_posix(), one.line) for one in result.findings]
+
+
+def test_modules_of_the_same_name_are_all_read(tmp_path: Path) -> None:
+    """A package that is there twice, as in a copy; each of its files has its findings."""
+    code = "import torch.nn.attention.varlen\n"
+    write(tmp_path, {f"{root}/pkg/{name}.py": code for root in ("old", "new") for name in ("__init__", "a")})
+    found = places(audit([tmp_path], RELEASES), tmp_path)
+    assert found == [("new/pkg/__init__.py", 1), ("new/pkg/a.py", 1), ("old/pkg/__init__.py", 1), ("old/pkg/a.py", 1)]
+
+
+def test_folders_in_a_package_need_no_init_file(tmp_path: Path) -> None:
+    """They are a part of its name, so that two of them may have modules of the same name, and imports find these."""
+    flag = "import torch\nHAS = hasattr(torch.nn.attention, 'varlen')\n"
+    user = "from pkg.{0}.sub.flag import HAS\nif HAS:\n    import torch.nn.attention.varlen\nimport torch.{0}\n"
+    write(
+        tmp_path,
+        {
+            "pyproject.toml": "",
+            "pkg/__init__.py": "",
+            **{f"pkg/{one}/sub/__init__.py": "" for one in ("one", "two")},
+            **{f"pkg/{one}/sub/flag.py": flag for one in ("one", "two")},
+            **{f"pkg/{one}/sub/user.py": user.format(one) for one in ("one", "two")},
+        },
+    )
+    result = audit([tmp_path], RELEASES)
+    breaking = [one for one in result.findings if one.breaks]
+    assert places(replace(result, findings=tuple(breaking)), tmp_path) == [
+        ("pkg/one/sub/user.py", 4),
+        ("pkg/two/sub/user.py", 4),
+    ]
+
+
+def test_the_root_of_a_project_is_in_no_package(tmp_path: Path) -> None:
+    """An `__init__.py` above it does not change the names of its modules."""
+    write(
+        tmp_path,
+        {
+            "__init__.py": "",
+            "project/pyproject.toml": "",
+            "project/src/pkg/__init__.py": "",
+            "project/src/pkg/flag.py": "import torch\nHAS = hasattr(torch.nn.attention, 'varlen')\n",
+            "project/src/pkg/user.py": "from pkg.flag import HAS\nif HAS:\n    import torch.nn.attention.varlen\n",
+        },
+    )
+    assert not any(one.breaks for one in audit([tmp_path / "project"], RELEASES).findings)
 
 
 def test_files_that_cannot_be_read_are_listed(tmp_path: Path) -> None:

@@ -107,9 +107,26 @@ def statements(path: str) -> list[ast.stmt]:
 
 
 def statement(path: str, line: int) -> ast.stmt | None:
-    """Return the smallest statement at a line; of a function or a class only its first line counts."""
-    around = [each for each in statements(path) if each.lineno <= line <= (each.end_lineno or each.lineno)]
-    return max(around, key=lambda each: (each.lineno, -(each.end_lineno or 0)), default=None)
+    """Return the smallest statement at a line; a function or a class begins with its decorators."""
+    around = [each for each in statements(path) if start(each) <= line <= (each.end_lineno or each.lineno)]
+    return max(around, key=lambda each: (start(each), -(each.end_lineno or 0)), default=None)
+
+
+def start(node: ast.stmt) -> int:
+    """Return the first line of a statement, with its decorators."""
+    return min([node.lineno, *(each.lineno for each in decorators(node))])
+
+
+def decorators(node: ast.stmt) -> list[ast.expr]:
+    """Return the decorators of a function or a class."""
+    return node.decorator_list if isinstance(node, DEFINITIONS) else []
+
+
+def header(node: ast.stmt) -> list[ast.AST]:
+    """Return the parts of a statement that run before the statements in it."""
+    fields = ((name, value) for name, value in ast.iter_fields(node) if name not in BLOCKS)
+    values = (each for _, value in fields for each in (value if isinstance(value, list) else [value]))
+    return [each for each in values if isinstance(each, ast.AST)]
 
 
 def frames(error: BaseException) -> list[tuple[str, int, Any]]:
@@ -143,7 +160,8 @@ def torch_name(error: BaseException) -> str:
 def values_in(path: str, line: int, scope: Mapping[str, Any]) -> list[Any]:
     """Return what the names in a statement stand for."""
     found = statement(path, line)
-    names = {node.id for node in ast.walk(found) if isinstance(node, ast.Name)} if found else set[str]()
+    nodes = (node for part in (header(found) if found else []) for node in ast.walk(part))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
     return [scope[name] for name in names if name in scope]
 
 
@@ -187,13 +205,20 @@ def explain(error: BaseException, folder: Path) -> Failure:
 
 
 def lines(path: str, line: int) -> tuple[int, int]:
-    """Return the first and the last line of the statement at a line; of a compound statement only the line itself."""
+    """Return the first and the last line of the statement, or of the part of one before other statements, at a line."""
     found = statement(path, line)
-    whole = found is not None and not isinstance(found, COMPOUND)
-    return (found.lineno, found.end_lineno or line) if found and whole else (line, line)
+    if found is None:
+        return line, line
+    compound = any(getattr(found, name, None) for name in BLOCKS)
+    parts: list[Any] = header(found) if compound else [found]
+    around = [each for each in parts if getattr(each, "lineno", line + 1) <= line <= each.end_lineno]
+    return (around[0].lineno, around[0].end_lineno) if around else (line, line)
 
 
-COMPOUND: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.For, ast.While, ast.With, ast.Try)
+BLOCKS: Final = ("body", "orelse", "finalbody", "handlers", "cases")
+"""The fields of a statement that hold other statements."""
+
+DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Importer:
