@@ -501,7 +501,6 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 BUILD_AND_LOOK_UP = """
 import sys
-import types
 import torch.distributed as dist
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 from automodel_mesh import FSDP2Config, MeshContext, ParallelismSizes, get_flat_mesh, get_fsdp_dp_mesh, get_submesh
