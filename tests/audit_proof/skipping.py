@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.audit_proof.stand_ins import StandIn
+from tests.audit_proof.statements import DEFINITIONS, start
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -74,26 +75,19 @@ def _statement(tree: ast.Module, line: int) -> tuple[list[Any], int] | None:
     fields = (value for node in ast.walk(tree) for _, value in ast.iter_fields(node))
     for body in fields:
         for place, one in enumerate(body if isinstance(body, list) else list[Any]()):
-            if isinstance(one, _REPLACED) and _first(one) <= line <= _last(one):
+            if isinstance(one, _REPLACED) and start(one) <= line <= _last(one):
                 found = body, place
     return found
 
 
-def _first(node: ast.stmt) -> int:
-    """Return the first line of a statement, with its decorators."""
-    decorators = node.decorator_list if isinstance(node, _DEFINITIONS) else []
-    return min([node.lineno, *(one.lineno for one in decorators)])
-
-
 def _last(node: ast.stmt) -> int:
     """Return the last line of a statement, of a function or a class that of what comes before its body."""
-    if isinstance(node, _DEFINITIONS):
-        return max(node.lineno, _first(node.body[0]) - 1)
+    if isinstance(node, DEFINITIONS):
+        return max(node.lineno, start(node.body[0]) - 1)
     return node.end_lineno or node.lineno
 
 
-_DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_REPLACED: Final = (*_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.Expr, ast.Return)
+_REPLACED: Final = (*DEFINITIONS, ast.Assign, ast.AnnAssign, ast.Expr, ast.Return)
 
 
 def _replacement(node: ast.stmt) -> ast.stmt:

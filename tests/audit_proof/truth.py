@@ -22,12 +22,12 @@ import sys
 import traceback
 import warnings
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from tests.audit_proof.skipping import Skipping
 from tests.audit_proof.stand_ins import StandIn, StandIns
+from tests.audit_proof.statements import header, lines, statement
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -100,35 +100,6 @@ def modules(folder: Path, parts: Iterable[str]) -> dict[str, str]:
     return found
 
 
-@cache
-def statements(path: str) -> list[ast.stmt]:
-    """Return all statements of a file."""
-    return [node for node in ast.walk(ast.parse(Path(path).read_bytes())) if isinstance(node, ast.stmt)]
-
-
-def statement(path: str, line: int) -> ast.stmt | None:
-    """Return the smallest statement at a line; a function or a class begins with its decorators."""
-    around = [each for each in statements(path) if start(each) <= line <= (each.end_lineno or each.lineno)]
-    return max(around, key=lambda each: (start(each), -(each.end_lineno or 0)), default=None)
-
-
-def start(node: ast.stmt) -> int:
-    """Return the first line of a statement, with its decorators."""
-    return min([node.lineno, *(each.lineno for each in decorators(node))])
-
-
-def decorators(node: ast.stmt) -> list[ast.expr]:
-    """Return the decorators of a function or a class."""
-    return node.decorator_list if isinstance(node, DEFINITIONS) else []
-
-
-def header(node: ast.stmt) -> list[ast.AST]:
-    """Return the parts of a statement that run before the statements in it."""
-    fields = ((name, value) for name, value in ast.iter_fields(node) if name not in BLOCKS)
-    values = (each for _, value in fields for each in (value if isinstance(value, list) else [value]))
-    return [each for each in values if isinstance(each, ast.AST)]
-
-
 def frames(error: BaseException) -> list[tuple[str, int, Any]]:
     """Return the files, lines and frames of a traceback, the innermost last, without those of the import system."""
     walked = [(frame.f_code.co_filename, line, frame) for frame, line in traceback.walk_tb(error.__traceback__)]
@@ -148,10 +119,7 @@ def torch_name(error: BaseException) -> str:
         return f"{error.name}.{wanted[1]}" if wanted else str(error.name)
     if isinstance(error, AttributeError) and error.obj is not None:
         owner: Any = error.obj if hasattr(error.obj, "__name__") else type(error.obj)
-        parts = (
-            getattr(owner, "__module__", None),
-            getattr(owner, "__qualname__", None),
-        )  # of operators: neither, or None
+        parts = [getattr(owner, name, None) for name in ("__module__", "__qualname__")]  # operators have none
         path = ".".join(filter(None, parts)) if all(parts) else owner.__name__
         return f"{path}.{error.name}" if TORCH.match(path) else ""
     return ""
@@ -202,23 +170,6 @@ def explain(error: BaseException, folder: Path) -> Failure:
     in_function = bool(frame.f_code.co_flags & 0x2)  # CO_NEWLOCALS: not a module's or a class's body
     where = str(Path(path).relative_to(folder))
     return Failure(cause, summary, where, *lines(path, line), in_function, name, below[-1][1], below[-1][2])
-
-
-def lines(path: str, line: int) -> tuple[int, int]:
-    """Return the first and the last line of the statement, or of the part of one before other statements, at a line."""
-    found = statement(path, line)
-    if found is None:
-        return line, line
-    compound = any(getattr(found, name, None) for name in BLOCKS)
-    parts: list[Any] = header(found) if compound else [found]
-    around = [each for each in parts if getattr(each, "lineno", line + 1) <= line <= each.end_lineno]
-    return (around[0].lineno, around[0].end_lineno) if around else (line, line)
-
-
-BLOCKS: Final = ("body", "orelse", "finalbody", "handlers", "cases")
-"""The fields of a statement that hold other statements."""
-
-DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Importer:
