@@ -40,6 +40,19 @@ NEVER: Final = Constant(False)
 
 
 @dataclass(frozen=True)
+class Told:
+    """What one condition says, and where that is nothing, another one."""
+
+    first: Condition
+    other: Condition
+
+    def on(self, release: Release) -> bool | None:
+        """Evaluate the first, and the other if the first does not tell."""
+        found = self.first.on(release)
+        return self.other.on(release) if found is None else found
+
+
+@dataclass(frozen=True)
 class Has:
     """A name of torch exists."""
 

@@ -123,6 +123,13 @@ UNDERSTOOD = {
 """Code that takes care of the releases that lack what it uses."""
 
 NOT_ENOUGH = {
+    "that torch is there": (
+        "def is_torch_available():\n    return find('torch')\nif is_torch_available():\n    torch.nn.attention.varlen"
+    ),
+    "that torch is there, and not too old": (
+        "def is_torch_available():\n    there = find('torch')\n    return there and torch.__version__ >= '2.6'\n"
+        "if is_torch_available():\n    torch.nn.attention.varlen"
+    ),
     "no check": "torch.nn.attention.varlen",
     "the wrong name": "if hasattr(torch.nn, 'attention'):\n    torch.nn.attention.varlen",
     "the other branch": "if hasattr(torch.nn.attention, 'varlen'):\n    pass\nelse:\n    torch.nn.attention.varlen",
