@@ -33,8 +33,8 @@ _COPIED: Final = ("torch._C._VariableFunctions", "torch._C")
 _SET_ELSEWHERE: Final = re.compile(r"torch\.[a-z0-9_]+|torch\.\w+(\.sparse)?\.[A-Z]\w*Tensor")
 """What other packages add, such as the module of a device, and what C++ code adds."""
 
-_ENUM: Final = "enum.Enum"
-"""A class with this base has all its members in its stub, which is made from them."""
+_WHOLE: Final = "torch._C:Tag"
+"""The class whose stub is made from the list of its members; the stubs of other classes leave some out."""
 
 _OF_EVERY_MODULE: Final = frozenset({"__name__", "__file__", "__doc__", "__path__", "__dict__", "__all__", "__spec__"})
 
@@ -177,9 +177,9 @@ class Release:
             return False
         if ":" not in scope:
             return STUB in names[""] or (OPEN in names[""] and scope != "torch")
-        is_enum = _ENUM in _bases(names)
-        in_stub = STUB in (self._names.scope(scope.partition(":")[0], self.name) or {"": ""})[""] and not is_enum
-        if in_stub or "__getattr__" in names or "__getattribute__" in names:  # stubs leave members out
+        in_stub = STUB in (self._names.scope(scope.partition(":")[0], self.name) or {"": ""})[""]
+        leaves_out = in_stub and scope != _WHOLE
+        if leaves_out or "__getattr__" in names or "__getattribute__" in names:
             return True
         known = list(self._base_classes(names))
         others = [base for base in _bases(names) if not base.startswith("torch.")]

@@ -49,7 +49,7 @@ MISSING = {
         "from torch.distributed import DeviceMesh\ndef f(m):\n    if isinstance(m, DeviceMesh):\n"
         "        m._get_root_mesh()", ROOT
     ),
-    "member of an enumeration of C++": ("import torch\nx = torch.Tag.reduction", "torch._C.Tag.reduction"),
+    "a tag": ("import torch\nx = torch.Tag.reduction", "torch._C.Tag.reduction"),
     "a telling name": ("def f(anything):\n    return anything._get_root_mesh()", ROOT),
     "getattr": ("import torch\ngetattr(torch.nn.attention, 'varlen')", "torch.nn.attention.varlen"),
     "import_module": ("import importlib\nimportlib.import_module('torch.nn.attention.varlen')", None),
