@@ -48,7 +48,7 @@ class Failure:
 
     Attributes:
         cause: `torch`; `missing`: another package is not installed; `third-party`: another package fails; `refuses`:
-            the package itself raises an error; `other`.
+            the package itself raises an error; `stand-in`: torch refuses a stand-in; `other`.
         error: the exception, in a line.
         file: where, the innermost line in the package: the path below the folder.
         line: the line where the statement starts.
@@ -133,6 +133,12 @@ def values_in(path: str, line: int, scope: Mapping[str, Any]) -> list[Any]:
     return [scope[name] for name in names if name in scope]
 
 
+def stands_in(value: Any) -> bool:
+    """Tell whether a value is a stand-in, or a class that would be derived from what a stand-in stands for."""
+    bases = getattr(value, "__orig_bases__", ()) if isinstance(value, type) else ()
+    return any(isinstance(each, StandIn) for each in (value, *bases))
+
+
 def is_of_torch(value: Any) -> bool:
     """Tell whether a value is something of torch."""
     return bool(TORCH.match(getattr(value, "__module__", None) or getattr(value, "__name__", "") or ""))
@@ -161,8 +167,8 @@ def explain(error: BaseException, folder: Path) -> Failure:
         cause = "missing"
     elif of_torch:
         cause = "torch"
-    elif any(isinstance(value, StandIn) for value in values):
-        cause = "other"  # torch may refuse the stand-in
+    elif any(map(stands_in, values)):
+        cause = "stand-in"
     elif (deeper and not DEVICE.search(str(error))) or (isinstance(error, TypeError) and any(map(is_of_torch, values))):
         cause = "torch"
     else:
@@ -213,7 +219,7 @@ class Importer:
         """Let the next import get behind a failure, if that is possible."""
         if failure.name and self.stand_ins.add((failure.source, failure.at), failure.name):
             return True
-        return failure.cause == "torch" and self.skipping.add(str(self.folder / failure.file), failure.line)
+        return failure.cause in {"torch", "stand-in"} and self.skipping.add(str(self.folder / failure.file), failure.line)
 
     def _answer(self, modules: Sequence[str], pipe: TextIO) -> None:
         """Import modules in the forked process; after each, write a line that says how that ended."""
