@@ -72,14 +72,13 @@ def accuracy(folder: Path = FOLDER) -> list[str]:
     """Show precision and recall of each package on all releases together, and of all."""
     by_package = rows(read(folder))
     head = (
-        *("package", "torch", "files", "precision of files", "recall of files"),
+        *("package", "files", "precision of files", "recall of files"),
         *("lines", "precision of lines", "recall of lines", "files not reached"),
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     everything = [row for found in by_package.values() for row in found]
     for name, found in (*by_package.items(), ("**all**", everything)):
-        releases = "" if found is everything else ", ".join(row["torch"] for row in found)
-        cells = [name.replace("==", " "), releases]
+        cells = [name.replace("==", " ")]
         for kind in ("files", "lines"):
             numbers = add([row[kind] for row in found])
             cells += [str(sum(numbers.values())), percent(precision(numbers)), percent(recall(numbers))]
@@ -130,6 +129,10 @@ def label(torch: str) -> str:
 
 
 def dates(folder: Path = FOLDER) -> list[str]:
-    """Say when the sessions ran."""
-    days = sorted({result["date"] for result in read(folder)})
-    return [f"Last run: {' and '.join(dict.fromkeys((days[0], days[-1])))}." if days else "Not run yet."]
+    """Say when the sessions ran, and on which releases."""
+    results = read(folder)
+    if not results:
+        return ["Not run yet."]
+    days = sorted({result["date"] for result in results})
+    releases = ", ".join(result["torch"] for result in results)
+    return [f"Last run: {' and '.join(dict.fromkeys((days[0], days[-1])))}, on torch {releases}."]

@@ -219,7 +219,9 @@ class Importer:
         """Let the next import get behind a failure, if that is possible."""
         if failure.name and self.stand_ins.add((failure.source, failure.at), failure.name):
             return True
-        return failure.cause in {"torch", "stand-in"} and self.skipping.add(str(self.folder / failure.file), failure.line)
+        return failure.cause in {"torch", "stand-in"} and self.skipping.add(
+            str(self.folder / failure.file), failure.line
+        )
 
     def _answer(self, modules: Sequence[str], pipe: TextIO) -> None:
         """Import modules in the forked process; after each, write a line that says how that ended."""
