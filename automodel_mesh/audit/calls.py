@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from automodel_mesh.audit.conditions import ALWAYS, Has, Told
+from automodel_mesh.audit.conditions import ALWAYS, Fallback, Has
 from automodel_mesh.audit.expressions import Expressions
 from automodel_mesh.audit.made_meshes import made_by_call
 from automodel_mesh.audit.types_of_torch import type_of
@@ -107,7 +107,7 @@ class Calls(Expressions):
             return TorchVersion()
         condition = checked_by(name, (one.value for one in arguments if isinstance(one, Known)))
         if isinstance(function, OwnFunction) and (told := self._told(function)) is not None:
-            return Truth(Told(told.condition, condition)) if condition and isinstance(told, Truth) else told
+            return Truth(Fallback(told.condition, condition)) if condition and isinstance(told, Truth) else told
         if of_a_version or VERSION_OF_TORCH.fullmatch(name):
             return TorchVersion() if name not in {"startswith", "print", "warn"} else None
         return None if condition is None else Truth(condition)

@@ -40,14 +40,14 @@ NEVER: Final = Constant(False)
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one condition says, and where that is nothing, another one."""
+class Fallback:
+    """One condition, or another one on the releases for which the first is unknown."""
 
     first: Condition
     other: Condition
 
     def on(self, release: Release) -> bool | None:
-        """Evaluate the first, and the other if the first does not tell."""
+        """Evaluate the first, and the other one if the first is unknown."""
         found = self.first.on(release)
         return self.other.on(release) if found is None else found
 

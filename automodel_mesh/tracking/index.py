@@ -126,7 +126,7 @@ def find_wheel(
     """
     url = _index_url(index_url)
     index = _name_of(url)
-    _exact(release)
+    _exact(release)  # what is no version is refused before the index is asked
     with closing(_connect(url, index, timeout, watch, time_limit)) as connection:
         _, wheel = _find(release, connection, index)
         yield WheelOfRelease(wheel.name, index, lambda folder: connection.download(wheel.package, folder))
